@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// BGPPassword names the Secret key that holds a TCP MD5 password (RFC 2385).
+type BGPPassword struct {
+	// secretKeyRef selects a key of a Secret in the namespace that heliograph runs in. While the
+	// Secret or the key is missing or empty the session is held down.
+	// +required
+	SecretKeyRef corev1.SecretKeySelector `json:"secretKeyRef"`
+}
+
+// GracefulRestart is RFC 4724.
+type GracefulRestart struct {
+	// enabled advertises the graceful restart capability, so that a restart of the agent loses no route.
+	// +optional
+	// +kubebuilder:default=true
+	Enabled *bool `json:"enabled,omitempty"`
+	// restartTime is how long peers keep our routes while our agent is away: whole seconds, 1s to 4095s.
+	// +optional
+	// +kubebuilder:default="120s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('4095s')",message="restartTime must be 1s to 4095s"
+	RestartTime *metav1.Duration `json:"restartTime,omitempty"`
+}
+
+// BGPTimers are the timers of a session (RFC 4271 §10).
+// +kubebuilder:validation:XValidation:rule="!has(self.holdTime) || !has(self.keepaliveTime) || duration(self.keepaliveTime) < duration(self.holdTime)",message="keepaliveTime must be less than holdTime",fieldPath=".keepaliveTime"
+type BGPTimers struct {
+	// holdTime that we propose: 3s to 65535s. Default 90s, or what the BGPConfiguration says.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('3s') && duration(self) <= duration('65535s')",message="holdTime must be 3s to 65535s (RFC 4271 §4.2)"
+	HoldTime *metav1.Duration `json:"holdTime,omitempty"`
+	// keepaliveTime between KEEPALIVE messages. Default a third of holdTime.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s')",message="keepaliveTime must be at least 1s"
+	KeepaliveTime *metav1.Duration `json:"keepaliveTime,omitempty"`
+	// connectRetryTime between attempts to connect: at least 2s. Default 5s.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('2s') && duration(self) <= duration('65535s')",message="connectRetryTime must be 2s to 65535s"
+	ConnectRetryTime *metav1.Duration `json:"connectRetryTime,omitempty"`
+}
+
+// BGPConfigurationSpec holds what is common to all BGP speakers of the cluster.
+type BGPConfigurationSpec struct {
+	// asNumber of the cluster (RFC 6793). Every node speaks with this AS number.
+	// +optional
+	// +kubebuilder:default=64512
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=4294967294
+	ASNumber *int64 `json:"asNumber,omitempty"`
+
+	// listenPort of the speakers.
+	// +optional
+	// +kubebuilder:default=179
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	ListenPort *int32 `json:"listenPort,omitempty"`
+
+	// nodeToNodeMeshEnabled makes every node peer with every other node (iBGP).
+	// +optional
+	// +kubebuilder:default=true
+	NodeToNodeMeshEnabled *bool `json:"nodeToNodeMeshEnabled,omitempty"`
+
+	// nodeMeshPassword is the TCP MD5 password of all sessions between nodes.
+	// +optional
+	NodeMeshPassword *BGPPassword `json:"nodeMeshPassword,omitempty"`
+
+	// BGPTimers of the sessions between nodes, and the defaults of BGPPeers.
+	BGPTimers `json:",inline"`
+
+	// gracefulRestart of the sessions between nodes, and the default of BGPPeers.
+	// +optional
+	GracefulRestart *GracefulRestart `json:"gracefulRestart,omitempty"`
+}
+
+// BGPConfigurationStatus is written by the controller.
+type BGPConfigurationStatus struct {
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// conditions: Ready.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// BGPConfiguration holds what is common to all BGP speakers of the cluster. Its one object is
+// named "default"; without it the defaults of its fields are in force.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,categories=heliograph
+// +kubebuilder:printcolumn:name="AS",type=integer,JSONPath=`.spec.asNumber`
+// +kubebuilder:printcolumn:name="Mesh",type=boolean,JSONPath=`.spec.nodeToNodeMeshEnabled`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="the name of the one BGPConfiguration is 'default'",fieldPath=".metadata.name"
+type BGPConfiguration struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Spec   BGPConfigurationSpec   `json:"spec,omitempty"`
+	Status BGPConfigurationStatus `json:"status,omitempty"`
+}
+
+// BGPConfigurationList is a list of BGPConfigurations.
+// +kubebuilder:object:root=true
+type BGPConfigurationList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []BGPConfiguration `json:"items"`
+}
+
+// BGPPeerSpec is a router outside of the cluster, such as a top-of-rack router, that nodes peer with.
+// +kubebuilder:validation:XValidation:rule="!has(self.node) || !has(self.nodeSelector)",message="node and nodeSelector exclude each other",fieldPath=".node"
+type BGPPeerSpec struct {
+	// node is the name of the one node that peers.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	Node string `json:"node,omitempty"`
+
+	// nodeSelector selects the nodes that peer, in the selector language. Without node and
+	// nodeSelector all nodes peer.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	NodeSelector string `json:"nodeSelector,omitempty"`
+
+	// peerIP is the address of the router, IPv4 or IPv6.
+	// +required
+	// +kubebuilder:validation:MaxLength=45
+	// +kubebuilder:validation:XValidation:rule="isIP(self)",message="peerIP must be an IP address"
+	PeerIP string `json:"peerIP"`
+
+	// port of the router's speaker.
+	// +optional
+	// +kubebuilder:default=179
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port *int32 `json:"port,omitempty"`
+
+	// asNumber of the router.
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=4294967294
+	ASNumber int64 `json:"asNumber"`
+
+	// numAllowedLocalASNumbers is how often our own AS number may stand in the AS_PATH of a route
+	// that the router sends (RFC 4271 §9.1.2 excludes such routes, which is the default, 0). Racks
+	// that reach each other through a fabric of other AS numbers need 1, unless the routers
+	// rewrite the AS_PATH.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=10
+	NumAllowedLocalASNumbers *int32 `json:"numAllowedLocalASNumbers,omitempty"`
+
+	// password is the TCP MD5 password of the session (RFC 2385).
+	// +optional
+	Password *BGPPassword `json:"password,omitempty"`
+
+	BGPTimers `json:",inline"`
+
+	// ebgpMultihop is how many hops away the router may be. Default 1: directly connected.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=255
+	EBGPMultihop *int32 `json:"ebgpMultihop,omitempty"`
+
+	// gracefulRestart of the session. Default: that of the BGPConfiguration.
+	// +optional
+	GracefulRestart *GracefulRestart `json:"gracefulRestart,omitempty"`
+
+	// acceptPrefixes are networks that are accepted from this router besides the pools: a route
+	// is accepted if one of them contains it. By default only routes within pools are.
+	// +optional
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=43
+	// +kubebuilder:validation:XValidation:rule="self.all(p, isCIDR(p) && cidr(p) == cidr(p).masked())",message="acceptPrefixes must be networks in CIDR notation without host bits"
+	// +listType=set
+	AcceptPrefixes []string `json:"acceptPrefixes,omitempty"`
+}
+
+// BGPPeerNodeStatus is the session of one node with a router.
+type BGPPeerNodeStatus struct {
+	// node is the name of the node.
+	Node string `json:"node"`
+	// state of the session's FSM (RFC 4271 §8.2.2).
+	State string `json:"state"`
+	// since when the session has been in this state.
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
+	// prefixesIn is how many routes were accepted from the router, prefixesOut how many were sent.
+	PrefixesIn  int64 `json:"prefixesIn"`
+	PrefixesOut int64 `json:"prefixesOut"`
+	// lastError is why the session last went down.
+	// +optional
+	LastError string `json:"lastError,omitempty"`
+}
+
+// BGPPeerStatus is written by the controller from what the nodes report.
+type BGPPeerStatus struct {
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// sessions is how many nodes should peer, and established how many do.
+	// +optional
+	Sessions    int32 `json:"sessions"`
+	Established int32 `json:"established"`
+	// nodes lists the sessions that are not established, at most 64.
+	// +optional
+	// +listType=map
+	// +listMapKey=node
+	Nodes []BGPPeerNodeStatus `json:"nodes,omitempty"`
+	// conditions: Ready.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// BGPPeer is a router outside of the cluster, such as a top-of-rack router, that nodes peer with.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,categories=heliograph
+// +kubebuilder:printcolumn:name="Peer-IP",type=string,JSONPath=`.spec.peerIP`
+// +kubebuilder:printcolumn:name="AS",type=integer,JSONPath=`.spec.asNumber`
+// +kubebuilder:printcolumn:name="Sessions",type=integer,JSONPath=`.status.sessions`
+// +kubebuilder:printcolumn:name="Established",type=integer,JSONPath=`.status.established`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type BGPPeer struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +required
+	Spec   BGPPeerSpec   `json:"spec"`
+	Status BGPPeerStatus `json:"status,omitempty"`
+}
+
+// BGPPeerList is a list of BGPPeers.
+// +kubebuilder:object:root=true
+type BGPPeerList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []BGPPeer `json:"items"`
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// FelixConfigurationSpec sets the dataplane of the agents.
+type FelixConfigurationSpec struct {
+	// mtu of the pods' interfaces, in bytes. Default: that of the interface that holds the node's
+	// address. The tunnel devices are smaller by the size of their headers.
+	// +optional
+	// +kubebuilder:validation:Minimum=1280
+	// +kubebuilder:validation:Maximum=65535
+	MTU *int32 `json:"mtu,omitempty"`
+
+	// vxlanPort is the UDP port of VXLAN (RFC 7348). Must be the same on all nodes.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	VXLANPort *int32 `json:"vxlanPort,omitempty"`
+
+	// vxlanVNI is the VXLAN network identifier. Must be the same on all nodes.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=16777215
+	VXLANVNI *int32 `json:"vxlanVNI,omitempty"`
+
+	// routeRefreshInterval is how often the agent reads back all that it programmed in the kernel
+	// and repairs what differs; what the kernel reports is repaired at once in any case. Default 90s.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('5s')",message="routeRefreshInterval must be at least 5s"
+	RouteRefreshInterval *metav1.Duration `json:"routeRefreshInterval,omitempty"`
+
+	// ipamCooldown is how long a released address rests before it is given to another pod. Default 30s.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('1h')",message="ipamCooldown must be 0s to 1h"
+	IPAMCooldown *metav1.Duration `json:"ipamCooldown,omitempty"`
+}
+
+// FelixConfigurationStatus is written by the controller.
+type FelixConfigurationStatus struct {
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// conditions: Ready.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// FelixConfiguration sets the dataplane of the agents: the object "default" that of all nodes, an
+// object "node.NAME" overrides single fields of it for the node NAME.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Cluster,categories=heliograph
+// +kubebuilder:printcolumn:name="MTU",type=integer,JSONPath=`.spec.mtu`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default' || self.metadata.name.startsWith('node.')",message="a FelixConfiguration is named 'default' or 'node.NAME'",fieldPath=".metadata.name"
+type FelixConfiguration struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +optional
+	Spec   FelixConfigurationSpec   `json:"spec,omitempty"`
+	Status FelixConfigurationStatus `json:"status,omitempty"`
+}
+
+// FelixConfigurationList is a list of FelixConfigurations.
+// +kubebuilder:object:root=true
+type FelixConfigurationList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []FelixConfiguration `json:"items"`
+}

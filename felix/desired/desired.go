@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package desired holds what the kernel of a node should look like, as plain comparable values.
+// felix/calc computes them, the drivers make them true. Whatever belongs to heliograph is
+// recognised by a process without memory: Protocol on routes, nexthop objects and addresses, the
+// device prefix, our own nft table.
+package desired
+
+import "net/netip"
+
+// Protocol is the route protocol number that marks everything of ours in the kernel.
+const Protocol = 80
+
+// Names of our devices and of our nft table.
+const (
+	// LinkPrefix begins the name of every device of ours, WorkloadPrefix + 11 hex digits is the host's
+	// end of a pod's veth pair.
+	LinkPrefix     = "hel"
+	WorkloadPrefix = "hel"
+	VXLANDevice    = "hel-vxlan"
+	VXLANDevice6   = "hel-vxlan6"
+	NFTTable       = "heliograph" // family inet
+)
+
+// RouteMetric is the priority of our routes in the main table. It is our own, so that a replace of
+// ours can never hit a route of somebody else (the kernel replaces by prefix, TOS and priority,
+// whatever the protocol).
+const RouteMetric = 80
+
+// VXLAN is a tunnel device (RFC 7348), external learning only. The underlay is one family per
+// device: Local decides.
+type VXLAN struct {
+	Name  string
+	VNI   uint32
+	Port  uint16
+	Local netip.Addr // underlay source address
+	MAC   MAC
+	MTU   int
+}
+
+// MAC is a comparable hardware address.
+type MAC [6]byte
+
+// Address is an address of ours on a device.
+type Address struct {
+	Device string
+	Prefix netip.Prefix
+}
+
+// Neighbour is a permanent neighbour entry on a device of ours.
+type Neighbour struct {
+	Device string
+	IP     netip.Addr
+	MAC    MAC
+}
+
+// FDBEntry sends frames for a MAC to a tunnel's remote end.
+type FDBEntry struct {
+	Device string
+	MAC    MAC
+	Remote netip.Addr // underlay address
+}
+
+// NexthopID is the id of a kernel nexthop object. Ours have the highest bit set.
+type NexthopID uint32
+
+// NexthopKey names a nexthop object by what it is for: "via/192.168.11.1/eth0" for a gateway,
+// "node/NAME/IPv4" for the group through which a remote node is reached.
+type NexthopKey string
+
+// Nexthop is a kernel nexthop object: a gateway on a device, or a group of such. What remote routes
+// refer to is always a group, if only of one, since the kernel cannot replace an object by a group.
+type Nexthop struct {
+	ID      NexthopID
+	Gateway netip.Addr // of a single one
+	Device  string     // of a single one
+	OnLink  bool       // of a single one: do not check that the gateway is reachable on the device
+	Group   string     // of a group: member ids in ascending order, encoded by EncodeGroup; comparable
+}
+
+// RouteType is what a route does.
+type RouteType uint8
+
+// The types of routes that we have.
+const (
+	RouteNexthop   RouteType = iota + 1 // to a nexthop object
+	RouteDevice                         // to a directly attached device: a pod
+	RouteBlackhole                      // drops silently, so that holes of a block do not loop
+)
+
+// Route is a route in the main table with our protocol and metric. Prefix is its identity.
+type Route struct {
+	Prefix  netip.Prefix
+	Type    RouteType
+	Nexthop NexthopID  // of RouteNexthop
+	Device  string     // of RouteDevice
+	Source  netip.Addr // preferred source of the node's own packets; may be invalid
+}
+
+// Sysctl is a value below /proc/sys/net, by its path there, such as "ipv4/ip_forward".
+type Sysctl struct {
+	Path  string
+	Value string
+}
+
+// Workload is the host's end of a pod's veth pair, and the addresses that the pod may use.
+type Workload struct {
+	Device string
+	IPs    [2]netip.Addr // IPv4, IPv6; either may be invalid
+}
+
+// NFT is what the inet table of ours should hold: base chains that are always there, and sets.
+type NFT struct {
+	Workloads  []Workload     // known devices; everything else that begins with LinkPrefix and is no tunnel drops
+	Tunnels    []string       // tunnel devices
+	NATSources []netip.Prefix // what comes from here ...
+	NoNAT      []netip.Prefix // ... and does not go here is masqueraded
+	Nodes      []netip.Addr   // who may send us VXLAN
+	VXLANPorts []uint16       // UDP ports of the tunnels
+}
+
+// State is all that the kernel of this node should hold for us.
+type State struct {
+	Sysctls    []Sysctl
+	VXLANs     []VXLAN
+	Addresses  []Address
+	Neighbours []Neighbour
+	FDB        []FDBEntry
+	Nexthops   []Nexthop
+	Routes     []Route
+	NFT        NFT
+}
+
+// Phase is how far an object is from being true in the kernel.
+type Phase uint8
+
+// The phases of an object.
+const (
+	Done Phase = iota + 1
+	Pending
+	Failed
+)
+
+// Status is the state of one object of a driver.
+type Status struct {
+	Object string // printable identity: "route 10.244.1.0/26"
+	Phase  Phase
+	Error  string // of Failed
+}
