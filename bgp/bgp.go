@@ -157,7 +157,9 @@ type Path struct {
 	NextHop netip.Addr // global, never link-local alone
 	Peer    netip.Addr // Address of the peer that sent it
 	Kind    PeerKind
-	Stale   bool // kept for a restarting peer (RFC 4724 §4.2)
+	// ASPathLen is the length of the AS_PATH as the decision process counts it (RFC 4271 §9.1.2.2).
+	ASPathLen int
+	Stale     bool // kept for a restarting peer (RFC 4724 §4.2)
 }
 
 // Snapshot is what the speaker is and knows. It is immutable.

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package calc computes what the kernel and the BGP speaker of a node should be from one
+// snapshot.View. It is pure: the same view gives the same state, whatever came before. There are
+// two halves, since they change at different times: Local (this node's pods) on every pod,
+// Remote (all else) on every change of the cluster or of BGP.
+package calc
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/heliograph-dev/heliograph/bgp"
+	"github.com/heliograph-dev/heliograph/bgp/topology"
+	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/snapshot"
+)
+
+// LocalState is what follows from the pods of this node.
+type LocalState struct {
+	Routes    []desired.Route // one per address, sorted
+	Workloads []desired.Workload
+}
+
+// Local computes the routes to this node's pods, and who may speak on which device.
+func Local(workloads []snapshot.Workload) LocalState {
+	var s LocalState
+	for _, w := range workloads {
+		d := desired.Workload{Device: w.Device}
+		for _, ip := range w.IPs {
+			i := 0
+			if ip.Is6() {
+				i = 1
+			}
+			d.IPs[i] = ip
+			s.Routes = append(s.Routes, desired.Route{
+				Prefix: netip.PrefixFrom(ip, ip.BitLen()), Type: desired.RouteDevice, Device: w.Device,
+			})
+		}
+		s.Workloads = append(s.Workloads, d)
+	}
+	return s
+}
+
+// RemoteState is what follows from the cluster and from BGP.
+type RemoteState struct {
+	Sysctls    []desired.Sysctl
+	VXLANs     []desired.VXLAN
+	Addresses  []desired.Address
+	Neighbours []desired.Neighbour
+	FDB        []desired.FDBEntry
+	Nexthops   []desired.Nexthop
+	Routes     []desired.Route
+	NFT        desired.NFT // without Workloads: these are of Local
+	BGP        bgp.Desired
+	Paths      []Path
+	// Refused counts, per peer address, BGP paths that its peer may not announce: a node that
+	// announces what the API does not say it owns, or anybody who announces our own blocks.
+	Refused  map[netip.Addr]int64
+	MTU      int // of pods
+	Problems []snapshot.Problem
+}
+
+// Remote computes everything but the pods of this node.
+func Remote(v snapshot.View) RemoteState {
+	c := computation{
+		View:     v,
+		nexthops: newNexthopTable(),
+		owned:    map[string][]snapshot.Block{},
+		out:      RemoteState{Refused: map[netip.Addr]int64{}, Problems: slices.Clone(v.Problems)},
+	}
+	c.underlay()
+	c.indexBlocks()
+	c.tunnels()
+	c.ownAddresses()
+	c.sysctls()
+	c.indexPaths()
+	c.ownRoutes()
+	c.remoteRoutes()
+	c.fabricRoutes()
+	c.firewall()
+	c.speaker()
+	objects, routes := c.nexthops.resolve()
+	c.out.Nexthops = objects
+	c.out.Routes = append(c.out.Routes, routes...)
+	slices.SortFunc(c.out.Routes, func(a, b desired.Route) int { return a.Prefix.Compare(b.Prefix) })
+	return c.out
+}
+
+type computation struct {
+	snapshot.View
+	links      map[bgp.Family]snapshot.OnLink // the link that holds the node's address
+	podSource  map[bgp.Family]netip.Addr      // the node's own address in the pod network
+	owned      map[string][]snapshot.Block    // blocks by node, sorted by CIDR
+	ours       []netip.Prefix                 // own blocks, sorted
+	candidates pathIndex
+	nexthops   *nexthopTable
+	out        RemoteState
+}
+
+// underlay finds the links that hold the node's addresses, and with them the MTU of pods.
+func (c *computation) underlay() {
+	c.links = map[bgp.Family]snapshot.OnLink{}
+	for _, l := range c.Links {
+		if l.Addr == c.Self.IPv4 || l.Addr == c.Self.IPv6 {
+			c.links[bgp.FamilyOf(l.Addr)] = l
+		}
+	}
+	for _, f := range []bgp.Family{bgp.IPv4, bgp.IPv6} {
+		link, ok := c.links[f]
+		if ip := c.Self.IP(f); ip.IsValid() && !ok {
+			c.problem("Node "+c.Self.Name, "no device of this node has its address "+ip.String())
+		}
+		if ok && (c.out.MTU == 0 || link.MTU < c.out.MTU) {
+			c.out.MTU = link.MTU
+		}
+	}
+	if c.Felix.MTU != 0 {
+		c.out.MTU = c.Felix.MTU
+	}
+}
+
+func (c *computation) indexBlocks() {
+	for _, b := range c.Blocks {
+		c.owned[b.Node] = append(c.owned[b.Node], b)
+	}
+	known := c.owned[c.NodeName]
+	for _, b := range c.OwnBlocks {
+		if !slices.ContainsFunc(known, func(k snapshot.Block) bool { return k.CIDR == b.CIDR }) {
+			known = append(known, b)
+		}
+	}
+	slices.SortFunc(known, func(a, b snapshot.Block) int { return a.CIDR.Compare(b.CIDR) })
+	c.owned[c.NodeName] = known
+	for _, b := range known {
+		c.ours = append(c.ours, b.CIDR)
+	}
+}
+
+// ownAddresses puts the node itself into the pod network: the second address of its primary block
+// of each family, on lo, where no other device's fate touches it.
+func (c *computation) ownAddresses() {
+	c.podSource = map[bgp.Family]netip.Addr{}
+	for _, b := range c.owned[c.NodeName] {
+		if !b.Primary {
+			continue
+		}
+		ip := b.CIDR.Addr().Next()
+		c.podSource[bgp.FamilyOf(ip)] = ip
+		c.out.Addresses = append(c.out.Addresses, desired.Address{Device: "lo", Prefix: netip.PrefixFrom(ip, ip.BitLen())})
+	}
+}
+
+// sysctls: forwarding, and loose reverse path filtering on the tunnels, since a packet may come in
+// by a tunnel while the answer leaves natively. The kernel takes the larger of all and the
+// device's own: 2 (loose) wins over a strict 1.
+func (c *computation) sysctls() {
+	c.out.Sysctls = []desired.Sysctl{{Path: "ipv4/ip_forward", Value: "1"}}
+	if c.Self.IPv6.IsValid() {
+		c.out.Sysctls = append(c.out.Sysctls, desired.Sysctl{Path: "ipv6/conf/all/forwarding", Value: "1"})
+	}
+	for _, d := range c.out.VXLANs {
+		c.out.Sysctls = append(c.out.Sysctls, desired.Sysctl{Path: "ipv4/conf/" + d.Name + "/rp_filter", Value: "2"})
+	}
+}
+
+// ownRoutes drops what is for our blocks and for no pod of ours, instead of sending it back up the
+// default route, and originates the blocks.
+func (c *computation) ownRoutes() {
+	for _, b := range c.owned[c.NodeName] {
+		if b.CIDR.IsSingleIP() {
+			continue // a block of one address is its pod's own route
+		}
+		c.out.Routes = append(c.out.Routes, desired.Route{Prefix: b.CIDR, Type: desired.RouteBlackhole})
+	}
+}
+
+func (c *computation) firewall() {
+	n := &c.out.NFT
+	for _, p := range c.Pools {
+		n.NoNAT = append(n.NoNAT, p.CIDR)
+		if p.NATOutgoing {
+			n.NATSources = append(n.NATSources, p.CIDR)
+		}
+	}
+	for _, d := range c.out.VXLANs {
+		n.Tunnels = append(n.Tunnels, d.Name)
+		n.VXLANPorts = []uint16{d.Port}
+	}
+	for _, node := range c.Nodes {
+		if node.Name == c.NodeName {
+			continue
+		}
+		for _, ip := range []netip.Addr{node.IPv4, node.IPv6} {
+			if ip.IsValid() {
+				n.Nodes = append(n.Nodes, ip)
+			}
+		}
+	}
+	slices.SortFunc(n.NATSources, netip.Prefix.Compare)
+	slices.SortFunc(n.NoNAT, netip.Prefix.Compare)
+	slices.SortFunc(n.Nodes, netip.Addr.Compare)
+}
+
+// speaker computes the sessions, and originates the blocks of pools that may be advertised.
+func (c *computation) speaker() {
+	in := topology.Input{Self: c.NodeName, Config: c.BGPConfig, Peers: c.BGPPeers, Secrets: c.Secrets}
+	for _, n := range c.Nodes {
+		in.Nodes = append(in.Nodes, topology.Node(n))
+	}
+	for _, p := range c.Pools {
+		in.Pools = append(in.Pools, p.CIDR)
+	}
+	t := topology.Compute(in)
+	for _, p := range t.Problems {
+		c.problem(p.Object, p.Reason)
+	}
+	c.out.BGP = bgp.Desired{Global: t.Global, Peers: t.Peers}
+	if t.Global != (bgp.Global{}) {
+		c.out.BGP.Global.Restarting = c.Restarting
+	}
+	for _, b := range c.owned[c.NodeName] {
+		nextHop := c.Self.IP(bgp.FamilyOf(b.CIDR.Addr()))
+		pool, ok := c.PoolNamed(b.Pool)
+		if nextHop.IsValid() && (!ok || !pool.DisableBGPExport) {
+			c.out.BGP.Origins = append(c.out.BGP.Origins, bgp.Origin{Prefix: b.CIDR, NextHop: nextHop})
+		}
+	}
+}
+
+func (c *computation) problem(object, reason string) {
+	c.out.Problems = append(c.out.Problems, snapshot.Problem{Object: object, Reason: reason})
+}

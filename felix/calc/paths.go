@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package calc
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/bgp"
+	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/snapshot"
+)
+
+// Path is the way to one remote node for one family of pod addresses.
+type Path struct {
+	Node     string
+	Family   bgp.Family
+	Method   v1alpha1.PathMethod
+	NextHops []netip.Addr
+	Reason   string // why this method and not a better one
+}
+
+// pathIndex holds the BGP paths that may be used, by prefix.
+type pathIndex struct {
+	byPrefix map[netip.Prefix][]bgp.Path
+	lengths  map[bgp.Family][]int // prefix lengths of fabric paths, longest first
+}
+
+// indexPaths sorts out what BGP learned: from a node only its own blocks count, from a router all
+// that does not lie within a block of ours. What a peer may not announce is counted, not obeyed.
+func (c *computation) indexPaths() {
+	c.candidates = pathIndex{byPrefix: map[netip.Prefix][]bgp.Path{}, lengths: map[bgp.Family][]int{}}
+	owner := map[netip.Prefix]string{}
+	for node, blocks := range c.owned {
+		for _, b := range blocks {
+			owner[b.CIDR] = node
+		}
+	}
+	nodeAt := map[netip.Addr]string{}
+	for _, n := range c.Nodes {
+		nodeAt[n.IPv4], nodeAt[n.IPv6] = n.Name, n.Name
+	}
+	for _, p := range c.BGP.Paths {
+		switch {
+		case p.Kind == bgp.PeerNode && owner[p.Prefix] != nodeAt[p.Peer]:
+			c.out.Refused[p.Peer]++
+			continue
+		case owner[p.Prefix] == c.NodeName:
+			continue // the fabric gives us back what is ours
+		case p.Kind == bgp.PeerFabric && c.insideBlock(p.Prefix):
+			c.out.Refused[p.Peer]++
+			continue
+		}
+		c.candidates.byPrefix[p.Prefix] = append(c.candidates.byPrefix[p.Prefix], p)
+		if f := bgp.FamilyOf(p.Prefix.Addr()); p.Kind == bgp.PeerFabric && !slices.Contains(c.candidates.lengths[f], p.Prefix.Bits()) {
+			c.candidates.lengths[f] = append(c.candidates.lengths[f], p.Prefix.Bits())
+		}
+	}
+	for _, l := range c.candidates.lengths {
+		slices.SortFunc(l, func(a, b int) int { return cmp.Compare(b, a) })
+	}
+}
+
+// insideBlock says whether a prefix is a part, but not the whole, of some node's block: to obey it
+// would take addresses away from their node.
+func (c *computation) insideBlock(p netip.Prefix) bool {
+	i, found := slices.BinarySearchFunc(c.Blocks, p.Addr(), func(b snapshot.Block, a netip.Addr) int { return b.CIDR.Addr().Compare(a) })
+	if !found {
+		i--
+	}
+	return i >= 0 && c.Blocks[i].CIDR.Contains(p.Addr()) && c.Blocks[i].CIDR.Bits() < p.Bits()
+}
+
+// plan is a decision: how to reach a block.
+type plan struct {
+	method v1alpha1.PathMethod
+	hops   []hop // sorted
+	reason string
+}
+
+func (p plan) same(q plan) bool { return p.method == q.method && slices.Equal(p.hops, q.hops) }
+
+// remoteRoutes decides the way to every block of every other node. All blocks that go the way of
+// their node's primary block refer to the node's one group, so that a change of path is one
+// message; a block that differs, since its route has not arrived yet, has a group of its own.
+func (c *computation) remoteRoutes() {
+	for _, n := range c.Nodes {
+		if n.Name == c.NodeName {
+			continue
+		}
+		for _, f := range []bgp.Family{bgp.IPv4, bgp.IPv6} {
+			c.routesTo(n, f)
+		}
+	}
+}
+
+func (c *computation) routesTo(n snapshot.Node, f bgp.Family) {
+	var blocks []snapshot.Block
+	for _, b := range c.owned[n.Name] {
+		if bgp.FamilyOf(b.CIDR.Addr()) == f {
+			blocks = append(blocks, b)
+		}
+	}
+	if len(blocks) == 0 {
+		return
+	}
+	lead := max(0, slices.IndexFunc(blocks, func(b snapshot.Block) bool { return b.Primary }))
+	nodePlan := c.decide(n, f, blocks[lead])
+	c.out.Paths = append(c.out.Paths, Path{Node: n.Name, Family: f, Method: nodePlan.method, NextHops: gateways(nodePlan.hops), Reason: nodePlan.reason})
+	if nodePlan.method != v1alpha1.PathNone {
+		c.nexthops.group(nodeGroup(n, f), nodePlan.hops)
+	}
+	for _, b := range blocks {
+		p := c.decide(n, f, b)
+		switch {
+		case p.method == v1alpha1.PathNone:
+			// Better no answer than one from wherever the default route leads.
+			c.out.Routes = append(c.out.Routes, desired.Route{Prefix: b.CIDR, Type: desired.RouteBlackhole})
+		case p.same(nodePlan):
+			c.route(b.CIDR, nodeGroup(n, f))
+		default:
+			c.route(b.CIDR, c.nexthops.contentGroup(f, p.hops))
+		}
+	}
+}
+
+func (c *computation) route(prefix netip.Prefix, group desired.NexthopKey) {
+	c.nexthops.users = append(c.nexthops.users, &routeRef{
+		route: desired.Route{Prefix: prefix, Type: desired.RouteNexthop, Source: c.podSource[bgp.FamilyOf(prefix.Addr())]},
+		group: group,
+	})
+}
+
+// decide is the rule: native if a BGP next hop is on-link, else VXLAN to the owner, as far as the
+// pool allows.
+func (c *computation) decide(n snapshot.Node, f bgp.Family, b snapshot.Block) plan {
+	enc := v1alpha1.EncapsulationAuto
+	if pool, ok := c.PoolNamed(b.Pool); ok {
+		enc = pool.Encapsulation
+	}
+	switch enc {
+	case v1alpha1.EncapsulationVXLAN:
+		return c.vxlanPlan(n, f, "pool "+b.Pool+" says VXLAN")
+	case v1alpha1.EncapsulationVXLANCrossSubnet:
+		if link, ok := c.onLink(n.IP(f)); ok {
+			return plan{v1alpha1.PathNative, []hop{{gateway: n.IP(f), device: link.Device}}, "same subnet"}
+		}
+		return c.vxlanPlan(n, f, "pool "+b.Pool+" says VXLANCrossSubnet, and the node is in another subnet")
+	}
+	native, why := c.nativePlan(n, f, b)
+	if native.method == v1alpha1.PathNative {
+		return native
+	}
+	if enc == v1alpha1.EncapsulationNever {
+		return plan{method: v1alpha1.PathNone, reason: "pool " + b.Pool + " says Never, and " + why}
+	}
+	return c.vxlanPlan(n, f, why)
+}
+
+func (c *computation) vxlanPlan(n snapshot.Node, f bgp.Family, why string) plan {
+	t, ok := c.tunnelTo(n)
+	if !ok {
+		return plan{method: v1alpha1.PathNone, reason: why + "; no VXLAN: this node and " + n.Name + " share no address family"}
+	}
+	return plan{v1alpha1.PathVXLAN, []hop{{gateway: gatewayOf(n, f), device: t.device, onLink: true}}, why}
+}
+
+// nativePlan looks for BGP next hops that are on-link: the owner's own, or else the routers' that
+// have the shortest AS_PATH. Without any it says why.
+func (c *computation) nativePlan(n snapshot.Node, f bgp.Family, b snapshot.Block) (plan, string) {
+	paths := c.candidates.covering(b.CIDR)
+	for _, p := range paths {
+		if link, ok := c.onLink(p.NextHop); ok && p.Kind == bgp.PeerNode && p.NextHop == n.IP(f) {
+			return plan{v1alpha1.PathNative, []hop{{gateway: p.NextHop, device: link.Device}}, "BGP route from the node itself, in the same subnet" + stale(p.Stale)}, ""
+		}
+	}
+	if hops, isStale := c.fabricHops(paths); len(hops) > 0 {
+		return plan{v1alpha1.PathNative, hops, fmt.Sprintf("BGP route from the fabric, %d next hop(s)%s", len(hops), stale(isStale))}, ""
+	}
+	if hops := c.adoptedHops(b.CIDR); len(hops) > 0 {
+		return plan{v1alpha1.PathNative, hops, "kept from before the agent's restart, until BGP has converged"}, ""
+	}
+	if len(paths) > 0 {
+		return plan{}, fmt.Sprintf("no next hop of its %d BGP route(s) is on-link (such as %s)", len(paths), paths[0].NextHop)
+	}
+	return plan{}, "no BGP route to " + b.CIDR.String()
+}
+
+func stale(s bool) string {
+	if s {
+		return ", whose peer is restarting (RFC 4724)"
+	}
+	return ""
+}
+
+// fabricHops are the on-link next hops of the routers' paths with the shortest AS_PATH.
+func (c *computation) fabricHops(paths []bgp.Path) (hops []hop, isStale bool) {
+	shortest := -1
+	for _, p := range paths {
+		link, ok := c.onLink(p.NextHop)
+		if !ok || p.Kind != bgp.PeerFabric || shortest >= 0 && p.ASPathLen > shortest {
+			continue
+		}
+		if p.ASPathLen < shortest {
+			hops, isStale = nil, false
+		}
+		shortest = p.ASPathLen
+		isStale = isStale || p.Stale
+		hops = append(hops, hop{gateway: p.NextHop, device: link.Device})
+	}
+	return sortHops(hops), isStale
+}
+
+func (c *computation) adoptedHops(prefix netip.Prefix) []hop {
+	if c.Settled {
+		return nil
+	}
+	var hops []hop
+	for _, a := range c.Adopted[prefix] {
+		if link, ok := c.onLink(a.Gateway); ok && link.Device == a.Device {
+			hops = append(hops, hop{gateway: a.Gateway, device: a.Device})
+		}
+	}
+	return sortHops(hops)
+}
+
+func sortHops(hops []hop) []hop {
+	slices.SortFunc(hops, func(a, b hop) int {
+		return cmp.Or(a.gateway.Compare(b.gateway), cmp.Compare(a.device, b.device))
+	})
+	return slices.Compact(hops)
+}
+
+// onLink finds the link whose subnet holds an address of somebody else.
+func (c *computation) onLink(a netip.Addr) (snapshot.OnLink, bool) {
+	for _, l := range c.Links {
+		if a.IsValid() && l.Subnet.Contains(a) && l.Addr != a {
+			return l, true
+		}
+	}
+	return snapshot.OnLink{}, false
+}
+
+// covering returns the paths for the prefix itself, or else the fabric's for the longest prefix
+// around it.
+func (x pathIndex) covering(p netip.Prefix) []bgp.Path {
+	if paths := x.byPrefix[p]; len(paths) > 0 {
+		return paths
+	}
+	for _, bits := range x.lengths[bgp.FamilyOf(p.Addr())] {
+		if bits >= p.Bits() {
+			continue
+		}
+		wider, err := p.Addr().Prefix(bits)
+		if err != nil {
+			continue
+		}
+		if paths := x.byPrefix[wider]; len(paths) > 0 {
+			return paths
+		}
+	}
+	return nil
+}
+
+// fabricRoutes installs what routers announce beside our blocks: other users of the pools'
+// ranges, and what acceptPrefixes lets in.
+func (c *computation) fabricRoutes() {
+	blocks := map[netip.Prefix]bool{}
+	for _, b := range c.Blocks {
+		blocks[b.CIDR] = true
+	}
+	for prefix, paths := range c.candidates.byPrefix {
+		if blocks[prefix] || slices.Contains(c.ours, prefix) {
+			continue
+		}
+		if hops, _ := c.fabricHops(paths); len(hops) > 0 {
+			c.route(prefix, c.nexthops.contentGroup(bgp.FamilyOf(prefix.Addr()), hops))
+		}
+	}
+}
+
+func gateways(hops []hop) []netip.Addr {
+	out := make([]netip.Addr, len(hops))
+	for i, h := range hops {
+		out[i] = h.gateway
+	}
+	return out
+}
