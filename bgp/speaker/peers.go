@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package speaker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/osrg/gobgp/v4/api"
+
+	"github.com/heliograph-dev/heliograph/bgp"
+)
+
+// reconcilePeers makes the server's neighbours equal to peers, each on its own.
+func (r *instance) reconcilePeers(ctx context.Context, peers []bgp.Peer) error {
+	var errs []error
+	want := make(map[netip.Addr]bool, len(peers))
+	for _, p := range peers {
+		if want[p.Address] {
+			errs = append(errs, fmt.Errorf("peer %s: address %s is named twice", p.Name, p.Address))
+			continue
+		}
+		want[p.Address] = true
+	}
+	for addr, has := range r.peers {
+		if !want[addr] {
+			errs = append(errs, r.remove(ctx, has.peer))
+		}
+	}
+	r.view.retainPeers(want)
+	done := make(map[netip.Addr]bool, len(peers))
+	for _, p := range peers {
+		if done[p.Address] {
+			continue
+		}
+		done[p.Address] = true
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if err := r.reconcilePeer(ctx, p); err != nil {
+			r.view.noteReport(r.view.currentGeneration(), p.Address, report{text: err.Error()})
+			errs = append(errs, fmt.Errorf("peer %s (%s): %w", p.Name, p.Address, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *instance) reconcilePeer(ctx context.Context, p bgp.Peer) error {
+	r.view.setPeer(p)
+	if !p.Address.IsValid() || p.ASN == 0 {
+		return errors.New("without an address and an AS number")
+	}
+	has, ok := r.peers[p.Address]
+	switch {
+	case p.Held != "" && !ok:
+		return nil
+	case p.Held != "":
+		r.log.Info("bgp session held", "peer", p.Name, "address", p.Address, "reason", p.Held)
+		return r.remove(ctx, has.peer)
+	case !ok:
+		return r.add(ctx, p)
+	}
+	if why := resetReason(has.peer, p); why != "" {
+		r.log.Info("bgp session reset", "peer", p.Name, "address", p.Address, "changed", why)
+		r.view.resetPeer(p.Address, "configuration changed: "+why)
+		return r.replace(ctx, has, p)
+	}
+	if has.peer.Timers.ConnectRetry != p.Timers.ConnectRetry {
+		if err := r.updatePeer(ctx, p, has.restarting); err != nil {
+			return fmt.Errorf("update: %w", err)
+		}
+	}
+	r.peers[p.Address] = running{peer: p, restarting: has.restarting}
+	return nil
+}
+
+// resetReason says what differs between two peers that is negotiated in OPEN or belongs to the TCP
+// connection, so that it needs a new session. It is empty for all else.
+func resetReason(a, b bgp.Peer) string {
+	switch {
+	case a.ASN != b.ASN:
+		return "AS number"
+	case a.Password != b.Password:
+		return "password"
+	case a.Port != b.Port:
+		return "port"
+	case a.LocalAddress != b.LocalAddress:
+		return "local address"
+	case a.EBGPMultihop != b.EBGPMultihop:
+		return "multihop"
+	case !slices.Equal(families(a), families(b)):
+		return "families"
+	case a.GracefulRestart != b.GracefulRestart:
+		return "graceful restart"
+	case a.Timers.Hold != b.Timers.Hold || a.Timers.Keepalive != b.Timers.Keepalive:
+		return "hold time"
+	}
+	return ""
+}
+
+func (r *instance) add(ctx context.Context, p bgp.Peer) error {
+	restarting := p.GracefulRestart.Enabled && time.Now().Before(r.restartUntil)
+	if err := r.server.AddPeer(ctx, &api.AddPeerRequest{Peer: buildPeer(p, r.maxPrefixes, restarting)}); err != nil {
+		return fmt.Errorf("add: %w", err)
+	}
+	r.peers[p.Address] = running{peer: p, restarting: restarting}
+	return nil
+}
+
+// remove ends the session and forgets the peer. With a password it goes through an update, because
+// GoBGP's DeletePeer leaves the key on the listening socket, where it would refuse every later
+// connection from this address that has none.
+func (r *instance) remove(ctx context.Context, p bgp.Peer) error {
+	if p.Password != "" {
+		p.Password = ""
+		off := buildPeer(p, r.maxPrefixes, false)
+		off.Conf.AdminDown = true
+		if _, err := r.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: off}); err != nil {
+			return fmt.Errorf("remove password of %s: %w", p.Address, err)
+		}
+	}
+	if err := r.server.DeletePeer(ctx, &api.DeletePeerRequest{Address: p.Address.String()}); err != nil {
+		return fmt.Errorf("remove peer %s: %w", p.Address, err)
+	}
+	delete(r.peers, p.Address)
+	return nil
+}
+
+// replace makes a new session for a changed peer.
+func (r *instance) replace(ctx context.Context, has running, p bgp.Peer) error {
+	if err := r.remove(ctx, has.peer); err != nil {
+		return err
+	}
+	return r.add(ctx, p)
+}
+
+func (r *instance) updatePeer(ctx context.Context, p bgp.Peer, restarting bool) error {
+	_, err := r.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: buildPeer(p, r.maxPrefixes, restarting)})
+	return err
+}
+
+// readd gives a peer a new session without its history.
+func (r *instance) readd(ctx context.Context, addr netip.Addr) {
+	has, ok := r.peers[addr]
+	if !ok {
+		return
+	}
+	if err := r.replace(ctx, has, has.peer); err != nil {
+		r.log.Warn("bgp session not started again", "peer", has.peer.Name, "error", err)
+	}
+}
+
+// endRestart makes sessions that have not come up in the restart time ordinary ones. Those that
+// have come up no longer claim to be restarting anyway.
+func (r *instance) endRestart(ctx context.Context) {
+	for addr, has := range r.peers {
+		if has.restarting && r.view.neverUp(addr) {
+			r.readd(ctx, addr)
+			continue
+		}
+		has.restarting = false
+		r.peers[addr] = has
+	}
+}

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package speaker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/heliograph-dev/heliograph/bgp"
+)
+
+const (
+	// defaultMaxPrefixes is far above what a fabric should send a node, and bounds its memory.
+	defaultMaxPrefixes = 50_000
+	// defaultOverLimitRetry is how long a peer that sent too much is left alone.
+	defaultOverLimitRetry = time.Minute
+)
+
+// Options is what does not change while the process runs. Its zero value is good.
+type Options struct {
+	// ListenAddresses to listen on. Empty: all addresses of both families.
+	ListenAddresses []netip.Addr
+	// MaxPrefixes that one peer may send in one family, accepted or not, before its session is
+	// ended (Cease/Maximum Number of Prefixes Reached). 0: 50,000.
+	MaxPrefixes uint32
+	// OverLimitRetry is the time until such a session is tried again. 0: one minute.
+	OverLimitRetry time.Duration
+}
+
+// Speaker owns one GoBGP server. Apply and Stop wait for each other; Snapshot and Changed do not
+// wait for them.
+type Speaker struct {
+	opts Options
+	log  *slog.Logger
+	view *view
+
+	// applying guards run, and is held while GoBGP is called. The view has its own mutex, which is
+	// never held while GoBGP is called, since GoBGP calls back into the view.
+	applying sync.Mutex
+	run      *instance // nil: no server
+}
+
+// New returns a speaker that does nothing until the first Apply.
+func New(opts Options, log *slog.Logger) *Speaker {
+	if opts.MaxPrefixes == 0 {
+		opts.MaxPrefixes = defaultMaxPrefixes
+	}
+	if opts.OverLimitRetry == 0 {
+		opts.OverLimitRetry = defaultOverLimitRetry
+	}
+	s := &Speaker{opts: opts, log: log, view: newView(log)}
+	s.view.onOverLimit = s.retryOverLimit
+	return s
+}
+
+// Apply makes the server equal to desired. It touches only what differs: a session is reset only if
+// what was negotiated on it changed, and the server is restarted only for another AS, router id or
+// port. The first Apply should name all peers and origins, because the End-of-RIB that follows it
+// makes restarting peers' helpers drop what was not named. A zero Global stops the server. Failures
+// are joined; the next Apply tries what failed again.
+func (s *Speaker) Apply(ctx context.Context, desired bgp.Desired) error {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+
+	if desired.Global.ASN == 0 {
+		return s.stop(ctx, false)
+	}
+	if s.run != nil && s.run.needsRestart(desired.Global) {
+		s.log.Info("bgp restarts: global settings changed", "was", s.run.global, "is", desired.Global)
+		if err := s.stop(ctx, false); err != nil {
+			return err
+		}
+	}
+	if s.run == nil {
+		run, err := start(ctx, desired.Global, s.opts, s.view, s.log)
+		if err != nil {
+			return fmt.Errorf("start bgp: %w", err)
+		}
+		s.run = run
+		s.log.Info("bgp started", "asn", desired.Global.ASN, "routerID", desired.Global.RouterID, "port", desired.Global.Port, "restarting", desired.Global.Restarting)
+		s.scheduleRestartEnd(run, desired)
+	}
+	// Origins before peers: a new session sends them all, then End-of-RIB.
+	return errors.Join(
+		s.run.reconcileOrigins(desired.Origins),
+		s.run.reconcilePeers(ctx, desired.Peers),
+	)
+}
+
+// Snapshot returns what the speaker is and knows. The caller must not change it. It costs one copy
+// of the tables if something changed since the last call, and nothing otherwise.
+func (s *Speaker) Snapshot() bgp.Snapshot { return s.view.snapshot() }
+
+// Changed is poked, at most about once in a millisecond, when Snapshot would return something new.
+func (s *Speaker) Changed() <-chan struct{} { return s.view.changed }
+
+// Stop ends all sessions and the server. Graceful closes the TCP connections without a NOTIFICATION,
+// so that peers with graceful restart keep our routes; otherwise they are told
+// Cease/Administrative Shutdown and drop them at once. Apply may start the server again.
+func (s *Speaker) Stop(ctx context.Context, graceful bool) error {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	return s.stop(ctx, graceful)
+}
+
+func (s *Speaker) stop(ctx context.Context, graceful bool) error {
+	if s.run == nil {
+		return nil
+	}
+	run := s.run
+	s.run = nil
+	err := run.stop(ctx, graceful)
+	s.view.reset(false)
+	s.log.Info("bgp stopped", "graceful", graceful)
+	if err != nil {
+		return fmt.Errorf("stop bgp: %w", err)
+	}
+	return nil
+}
+
+// scheduleRestartEnd makes run forget, once its restart time is over, that it took over from another
+// process: a session that first comes up hours later must not claim to be restarting.
+func (s *Speaker) scheduleRestartEnd(run *instance, desired bgp.Desired) {
+	if !desired.Global.Restarting {
+		return
+	}
+	var window time.Duration
+	for _, p := range desired.Peers {
+		if p.GracefulRestart.Enabled {
+			window = max(window, restartTime(p))
+		}
+	}
+	run.restartUntil = time.Now().Add(window)
+	run.timers = append(run.timers, time.AfterFunc(window, func() {
+		s.applying.Lock()
+		defer s.applying.Unlock()
+		if s.run == run {
+			run.endRestart(context.Background())
+		}
+	}))
+}
+
+// retryOverLimit tries a peer again that had sent too many prefixes.
+func (s *Speaker) retryOverLimit(addr netip.Addr) {
+	time.AfterFunc(s.opts.OverLimitRetry, func() {
+		s.applying.Lock()
+		defer s.applying.Unlock()
+		if s.run != nil {
+			s.run.readd(context.Background(), addr)
+		}
+	})
+}

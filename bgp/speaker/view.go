@@ -1,0 +1,414 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package speaker
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/heliograph-dev/heliograph/bgp"
+)
+
+const (
+	// pokeDelay gathers what arrives together into one poke.
+	pokeDelay = time.Millisecond
+	// endOfRIBWait bounds how long stale routes wait for End-of-RIB once their peer is back. FRR
+	// may hold its own routes back for 360 s.
+	endOfRIBWait = 400 * time.Second
+)
+
+// view is what the speaker knows: the sessions and one Adj-RIB-In for each. GoBGP's callbacks and
+// Apply write it, Snapshot reads it. Whoever holds mu calls nothing of GoBGP.
+type view struct {
+	log         *slog.Logger
+	changed     chan struct{}
+	onOverLimit func(netip.Addr)
+
+	mu         sync.Mutex
+	generation int // of the server; callbacks of an older one are ignored
+	running    bool
+	sessions   map[netip.Addr]*session
+	origins    [2]int64 // how many we originate: IPv4, IPv6
+
+	paths  []bgp.Path            // of the last snapshot: never written again
+	dirty  map[routeKey]struct{} // what may differ from paths
+	cached *bgp.Snapshot         // nil: something changed
+	armed  bool                  // a poke is on its way
+	downs  chan struct{}         // closed and made anew when a session goes down
+}
+
+// routeKey is one route of one peer.
+type routeKey struct {
+	prefix netip.Prefix
+	peer   netip.Addr
+}
+
+func newView(log *slog.Logger) *view {
+	return &view{
+		log:      log,
+		changed:  make(chan struct{}, 1),
+		sessions: map[netip.Addr]*session{},
+		dirty:    map[routeKey]struct{}{},
+		downs:    make(chan struct{}),
+	}
+}
+
+// reset forgets everything, because the server starts or has stopped, and returns the generation
+// that callbacks of the new server must show.
+func (v *view) reset(running bool) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.generation++
+	v.running = running
+	for addr, s := range v.sessions {
+		s.stopTimer()
+		v.dropAll(s)
+		delete(v.sessions, addr)
+	}
+	v.origins = [2]int64{}
+	v.touch()
+	return v.generation
+}
+
+// touch notes that the next snapshot differs, and arms the poke.
+func (v *view) touch() {
+	v.cached = nil
+	if v.armed {
+		return
+	}
+	v.armed = true
+	time.AfterFunc(pokeDelay, v.poke)
+}
+
+func (v *view) poke() {
+	v.mu.Lock()
+	v.armed = false
+	for _, s := range v.sessions {
+		s.logRefused(v.log)
+	}
+	v.mu.Unlock()
+	select {
+	case v.changed <- struct{}{}:
+	default:
+	}
+}
+
+// setPeer makes a session for p, or tells an existing one what it should be from now on.
+func (v *view) setPeer(p bgp.Peer) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.sessions[p.Address]
+	if s == nil {
+		s = &session{state: bgp.StateIdle, since: time.Now(), routes: map[netip.Prefix]route{}}
+		v.sessions[p.Address] = s
+	}
+	refilter := s.peer.AllowOwnASN != p.AllowOwnASN || !slices.Equal(s.peer.Accept, p.Accept)
+	rename := s.peer.Kind != p.Kind
+	s.peer = p
+	if refilter {
+		s.accept = newAcceptor(p.Accept)
+	}
+	if refilter || rename {
+		v.refilter(s)
+	}
+	switch {
+	case p.Held != "":
+		v.leave(s, bgp.StateHeld, report{text: p.Held})
+		v.dropAll(s)
+	case s.state == bgp.StateHeld:
+		s.state, s.lastError = bgp.StateIdle, ""
+	}
+	v.touch()
+}
+
+// resetPeer notes that Apply ends the session, and why.
+func (v *view) resetPeer(addr netip.Addr, why string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if s := v.sessions[addr]; s != nil {
+		v.leave(s, bgp.StateIdle, report{text: why})
+		v.dropAll(s)
+		v.touch()
+	}
+}
+
+// retainPeers forgets all sessions but those of want.
+func (v *view) retainPeers(want map[netip.Addr]bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for addr, s := range v.sessions {
+		if !want[addr] {
+			s.stopTimer()
+			v.dropAll(s)
+			delete(v.sessions, addr)
+			v.touch()
+		}
+	}
+}
+
+// setOrigins notes what is advertised to every peer that speaks the family.
+func (v *view) setOrigins(prefixes []netip.Prefix) {
+	var n [2]int64
+	for _, p := range prefixes {
+		n[familyIndex(bgp.FamilyOf(p.Addr()))]++
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.origins != n {
+		v.origins = n
+		v.touch()
+	}
+}
+
+// neverUp tells whether the session with addr has not been up since the server started.
+func (v *view) neverUp(addr netip.Addr) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.sessions[addr]
+	return s != nil && !s.wasUp
+}
+
+// waitAllDown waits until no session is up, at most for limit.
+func (v *view) waitAllDown(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		v.mu.Lock()
+		up := false
+		for _, s := range v.sessions {
+			up = up || s.state == bgp.StateEstablished
+		}
+		downs := v.downs
+		v.mu.Unlock()
+		if !up {
+			return
+		}
+		select {
+		case <-downs:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// noteReport takes down why a session does not come up, or why it ended.
+func (v *view) noteReport(generation int, addr netip.Addr, r report) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.sessions[addr]
+	if s == nil || generation != v.generation {
+		return
+	}
+	if s.explain(r) {
+		v.touch()
+	}
+}
+
+func (v *view) currentGeneration() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.generation
+}
+
+// stateChange is one step of a session's state machine.
+type stateChange struct {
+	peer         netip.Addr
+	state        bgp.SessionState
+	reason       report
+	graceful     bool // the peer may be restarting: keep its routes
+	overLimit    bool // it sent more than MaxPrefixes
+	capabilities capabilities
+}
+
+// onState follows a session's state machine. GoBGP reports a session as up before it reports the
+// first route, and as down after the last.
+func (v *view) onState(generation int, c stateChange) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.sessions[c.peer]
+	if s == nil || generation != v.generation || s.state == bgp.StateHeld {
+		return
+	}
+	switch {
+	case c.state == bgp.StateEstablished:
+		v.up(s, c.capabilities)
+	case s.state == bgp.StateEstablished:
+		graceful := c.graceful && !c.overLimit
+		if c.overLimit {
+			c.reason = report{text: "peer sent too many prefixes"}
+			v.onOverLimit(c.peer)
+		}
+		kept := s.capabilities.graceful
+		restart := s.capabilities.restartTime
+		v.leave(s, c.state, c.reason)
+		if graceful && restart > 0 {
+			v.keepStale(s, kept, restart)
+		} else {
+			v.dropAll(s)
+		}
+	default:
+		s.state = c.state
+		s.explain(c.reason)
+	}
+	v.touch()
+}
+
+func (v *view) up(s *session, caps capabilities) {
+	s.state, s.since, s.wasUp = bgp.StateEstablished, time.Now(), true
+	s.explained = false
+	s.endOfRIB = 0
+	s.capabilities = caps
+	s.stopTimer()
+	stale := v.dropStale(s, ^caps.graceful)
+	if stale > 0 {
+		v.expire(s, endOfRIBWait)
+	}
+	v.log.Info("bgp peer up", "peer", s.peer.Name, "address", s.peer.Address, "asn", s.peer.ASN, "staleRoutes", stale)
+}
+
+// leave moves a session to a state that is not Established.
+func (v *view) leave(s *session, to bgp.SessionState, why report) {
+	wasUp := s.state == bgp.StateEstablished
+	s.state = to
+	s.explain(why)
+	if to == bgp.StateHeld {
+		s.lastError = why.text
+	}
+	if !wasUp {
+		return
+	}
+	s.since = time.Now()
+	s.flaps++
+	s.endOfRIB = 0
+	s.capabilities = capabilities{}
+	close(v.downs)
+	v.downs = make(chan struct{})
+	v.log.Info("bgp peer down", "peer", s.peer.Name, "address", s.peer.Address, "reason", s.lastError)
+}
+
+// keepStale marks the routes of the families as stale and drops the rest. What was stale already
+// goes (RFC 4724 §4.2: "to deal with possible consecutive restarts").
+func (v *view) keepStale(s *session, kept familySet, restart time.Duration) {
+	for prefix, r := range s.routes {
+		if r.stale || !kept.has(bgp.FamilyOf(prefix.Addr())) {
+			v.set(s, prefix, route{}, false)
+			continue
+		}
+		r.stale = true
+		v.set(s, prefix, r, true)
+	}
+	if len(s.routes) > 0 {
+		v.log.Info("bgp peer may be restarting: its routes are kept", "peer", s.peer.Name, "routes", len(s.routes), "for", restart)
+		v.expire(s, restart)
+	}
+}
+
+// expire drops what is still stale after d.
+func (v *view) expire(s *session, d time.Duration) {
+	s.stopTimer()
+	var timer *time.Timer
+	timer = time.AfterFunc(d, func() {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if s.timer != timer {
+			return // stopped just now
+		}
+		n := len(s.routes)
+		v.dropStale(s, familyBit(bgp.IPv4)|familyBit(bgp.IPv6))
+		v.log.Info("bgp peer did not come back in time: its stale routes are dropped", "peer", s.peer.Name, "routes", n-len(s.routes))
+		v.touch()
+	})
+	s.timer = timer
+}
+
+// dropStale drops the stale routes of the families and returns how many of others are left.
+func (v *view) dropStale(s *session, families familySet) (left int) {
+	for prefix, r := range s.routes {
+		switch {
+		case !r.stale:
+		case families.has(bgp.FamilyOf(prefix.Addr())):
+			v.set(s, prefix, route{}, false)
+		default:
+			left++
+		}
+	}
+	return left
+}
+
+func (v *view) dropAll(s *session) {
+	s.stopTimer()
+	for prefix := range s.routes {
+		v.set(s, prefix, route{}, false)
+	}
+}
+
+// onPaths takes what peers said. Between sessions GoBGP may still report what it does to its own
+// copy of the routes; those of ours are kept or dropped in onState.
+func (v *view) onPaths(generation int, updates []update) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if generation != v.generation {
+		return
+	}
+	for _, u := range updates {
+		s := v.sessions[u.peer]
+		if s == nil || s.state != bgp.StateEstablished {
+			continue
+		}
+		r := route{nextHop: u.nextHop, pathLen: u.pathLen, ownASN: u.ownASN}
+		r.refused = s.refuse(u.prefix, r)
+		v.set(s, u.prefix, r, !u.withdraw)
+	}
+	v.touch()
+}
+
+// onEndOfRIB notes the end of a peer's initial update: what it did not repeat is gone.
+func (v *view) onEndOfRIB(generation int, addr netip.Addr, f bgp.Family) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.sessions[addr]
+	if s == nil || generation != v.generation || s.state != bgp.StateEstablished {
+		return
+	}
+	s.endOfRIB = s.endOfRIB.with(f)
+	if v.dropStale(s, familyBit(f)) == 0 {
+		s.stopTimer()
+	}
+	v.touch()
+}
+
+// refilter judges all routes of a session again.
+func (v *view) refilter(s *session) {
+	for prefix, r := range s.routes {
+		r.refused = s.refuse(prefix, r)
+		v.set(s, prefix, r, true)
+	}
+}
+
+// set stores or removes one route and keeps the counters and the dirty set.
+func (v *view) set(s *session, prefix netip.Prefix, r route, present bool) {
+	old, had := s.routes[prefix]
+	if had {
+		s.count(old, -1)
+	}
+	if present {
+		s.routes[prefix] = r
+		s.count(r, +1)
+	} else {
+		delete(s.routes, prefix)
+	}
+	if had && old.refused == "" || present && r.refused == "" {
+		v.dirty[routeKey{prefix, s.peer.Address}] = struct{}{}
+	}
+}
+
+func familyIndex(f bgp.Family) int {
+	if f == bgp.IPv6 {
+		return 1
+	}
+	return 0
+}
