@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package route keeps heliograph's routes of the main table equal to the desired set, IPv4 and IPv6
+// alike. Ours are those with protocol 80; it never changes another's.
+//
+// The kernel tells routes apart by prefix, TOS and metric, not by protocol, and a replace hits
+// whatever stands there. So a route that is not yet ours is only ever created exclusively, and a
+// replace is sent only where our own route was seen or made; our metric is nobody else's by custom.
+// Where a foreign route stands in our place all the same it stays, and the conflict is reported.
+package route
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"net/netip"
+	"syscall"
+
+	"github.com/heliograph-dev/heliograph/felix/delta"
+	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
+)
+
+// Entry is a route of the main table as the kernel holds it.
+type Entry struct {
+	// Route is complete for one of ours; of a foreign one only the prefix is read. A type of 0 is one
+	// that we never make.
+	Route    desired.Route
+	Protocol uint8
+	Metric   uint32
+}
+
+// Handle is the part of the kernel that Table uses. The writing methods carry out what they can; the
+// answer is nil if that was all, otherwise it has an entry, nil or not, for each argument.
+type Handle interface {
+	// ListRoutes reads the main table, ours and foreign.
+	ListRoutes(ctx context.Context) (iter.Seq[Entry], error)
+	// CreateRoutes fails with EEXIST where a route with our metric stands already.
+	CreateRoutes(ctx context.Context, routes []desired.Route) []error
+	// ReplaceRoutes replaces what stands there with our metric, whoever made it.
+	ReplaceRoutes(ctx context.Context, routes []desired.Route) []error
+	// DeleteRoutes deletes only what has our protocol and the metric.
+	DeleteRoutes(ctx context.Context, keys []Key) []error
+}
+
+// Key names a route with our protocol.
+type Key struct {
+	Prefix netip.Prefix
+	Metric uint32
+}
+
+// chunk is how many changes are handed to the handle at a time: some datagrams' worth, so that the
+// memory in use does not grow with the table.
+const chunk = 1024
+
+var errForeign = errors.New("foreign route with our metric is in the way")
+
+// target is what a route is beside its prefix.
+type target struct {
+	typ     desired.RouteType
+	nexthop desired.NexthopID
+	device  string
+	source  netip.Addr
+}
+
+// Table owns the routes with our protocol. It belongs to the goroutine that applies.
+type Table struct {
+	handle  Handle
+	log     *slog.Logger
+	tracker *delta.Tracker[netip.Prefix, target]
+	parts   *delta.Parts[netip.Prefix, target, desired.Route]
+	failed  map[netip.Prefix]error
+	stale   bool // the kernel has to be read before the next write
+
+	// As last read from the kernel:
+	foreign  map[netip.Prefix]uint8 // protocol of routes that stand in the place of desired ones
+	shadowed map[netip.Prefix]Entry // foreign routes that win over desired ones
+	strays   []Key                  // routes with our protocol, but not with our metric
+}
+
+// New returns a table that reads the kernel at its first Apply.
+func New(h Handle, log *slog.Logger) *Table {
+	t := &Table{
+		handle:  h,
+		log:     log,
+		tracker: delta.New[netip.Prefix, target](),
+		failed:  map[netip.Prefix]error{},
+		stale:   true,
+	}
+	t.parts = delta.NewParts(t.tracker, split)
+	return t
+}
+
+// SetDesired replaces the whole desired set, all parts of it. The list is kept: the caller must not
+// change it. Routes in the same order as before cost a comparison each.
+func (t *Table) SetDesired(routes []desired.Route) {
+	for _, name := range t.parts.Names() {
+		if name != "" {
+			t.parts.Set(name, nil)
+		}
+	}
+	t.parts.Set("", routes)
+}
+
+// SetDesiredPart replaces one part of the desired set, such as the local pods' routes, and leaves the
+// others alone. Of a prefix in two parts the one whose name sorts last counts.
+func (t *Table) SetDesiredPart(part string, routes []desired.Route) { t.parts.Set(part, routes) }
+
+// QueueResync makes the next Apply read the kernel first.
+func (t *Table) QueueResync() { t.stale = true }
+
+// Apply makes the kernel's routes equal to the desired set: it adds and replaces before it deletes.
+// Failures do not stop the others, are joined, and stay pending for the next Apply.
+func (t *Table) Apply(ctx context.Context) error {
+	if err := t.resync(ctx); err != nil {
+		return err
+	}
+	errs := t.update(ctx)
+	if t.stale { // the kernel was not as we believed: look and try once more
+		if err := t.resync(ctx); err != nil {
+			return err
+		}
+		errs = t.update(ctx)
+	}
+	t.remove(ctx, &errs)
+	t.sweep(ctx, &errs)
+	return errs.Err()
+}
+
+// Actual returns the routes of ours that the kernel holds, reading them if need be: a new process
+// adopts them.
+func (t *Table) Actual(ctx context.Context) ([]desired.Route, error) {
+	if err := t.resync(ctx); err != nil {
+		return nil, err
+	}
+	var all []desired.Route
+	for p, v := range t.tracker.AllActual() {
+		all = append(all, join(p, v))
+	}
+	return all, nil
+}
+
+// Shadowed returns the foreign routes that win over desired ones, by a lower metric for exactly the
+// same prefix, as last read from the kernel.
+func (t *Table) Shadowed() []Entry {
+	var all []Entry
+	for p := range t.tracker.AllDesired() {
+		if e, ok := t.shadowed[p]; ok {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+// Status tells of each route whether it is in the kernel as desired. A shadowed route counts as
+// failed: it is there, but carries nothing.
+func (t *Table) Status() []desired.Status {
+	var all []desired.Status
+	for p, want := range t.tracker.AllDesired() {
+		s := desired.Status{Object: "route " + p.String(), Phase: desired.Pending}
+		have, held := t.tracker.Actual(p)
+		err := t.failed[p]
+		shadow, shadowed := t.shadowed[p]
+		switch {
+		case held && have == want && shadowed:
+			s.Phase, s.Error = desired.Failed, shadow.describe()
+		case held && have == want:
+			s.Phase = desired.Done
+		case err != nil:
+			s.Phase, s.Error = desired.Failed, err.Error()
+		}
+		all = append(all, s)
+	}
+	for p := range t.tracker.PendingDeletes() {
+		s := desired.Status{Object: "route " + p.String() + " (delete)", Phase: desired.Pending}
+		if err := t.failed[p]; err != nil {
+			s.Phase, s.Error = desired.Failed, err.Error()
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// resync reads the kernel if the last reading is stale. An interrupted dump is used, but does not
+// count: what it lacks is created exclusively, what it holds too much is found by the next one.
+func (t *Table) resync(ctx context.Context) error {
+	if !t.stale {
+		return nil
+	}
+	entries, err := t.handle.ListRoutes(ctx)
+	interrupted := errors.Is(err, kernel.ErrInterrupted)
+	if err != nil && !interrupted {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	t.foreign, t.shadowed, t.strays = map[netip.Prefix]uint8{}, map[netip.Prefix]Entry{}, nil
+	t.tracker.ReplaceActual(func(yield func(netip.Prefix, target) bool) {
+		for e := range entries {
+			switch {
+			case e.Protocol != desired.Protocol:
+				t.meet(e)
+			case e.Metric != desired.RouteMetric:
+				t.strays = append(t.strays, Key{e.Route.Prefix, e.Metric})
+			default:
+				yield(split(e.Route))
+			}
+		}
+	})
+	t.stale = interrupted
+	return nil
+}
+
+// meet notes a foreign route if it concerns a desired one.
+func (t *Table) meet(e Entry) {
+	p := e.Route.Prefix
+	if _, wanted := t.tracker.Desired(p); !wanted {
+		return
+	}
+	switch {
+	case e.Metric == desired.RouteMetric:
+		t.foreign[p] = e.Protocol
+	case e.Metric < desired.RouteMetric:
+		t.shadowed[p] = e
+	}
+}
+
+// update creates and replaces what is pending.
+func (t *Table) update(ctx context.Context) (errs kernel.Errors) {
+	var create, replace []desired.Route
+	for u := range t.tracker.PendingUpdates() {
+		r := join(u.Key, u.Desired)
+		protocol, blocked := t.foreign[u.Key]
+		switch {
+		case u.Create:
+			create = append(create, r)
+		case blocked: // beside ours stands a foreign one, and the replace might hit that
+			t.fail("replace", u.Key, fmt.Errorf("%w (protocol %d)", errForeign, protocol), &errs)
+		default:
+			replace = append(replace, r)
+		}
+		if len(create) == chunk {
+			t.create(ctx, create, &errs)
+			create = create[:0]
+		}
+		if len(replace) == chunk {
+			t.replace(ctx, replace, &errs)
+			replace = replace[:0]
+		}
+	}
+	t.create(ctx, create, &errs)
+	t.replace(ctx, replace, &errs)
+	return errs
+}
+
+func (t *Table) create(ctx context.Context, routes []desired.Route, errs *kernel.Errors) {
+	if len(routes) == 0 {
+		return
+	}
+	results := t.handle.CreateRoutes(ctx, routes)
+	for i, r := range routes {
+		err := at(results, i)
+		if err == nil {
+			t.done(r)
+			delete(t.foreign, r.Prefix)
+			continue
+		}
+		if errors.Is(err, syscall.EEXIST) {
+			protocol, known := t.foreign[r.Prefix]
+			t.stale = t.stale || !known
+			if known {
+				err = fmt.Errorf("%w (protocol %d)", errForeign, protocol)
+			}
+		}
+		t.fail("create", r.Prefix, err, errs)
+	}
+}
+
+func (t *Table) replace(ctx context.Context, routes []desired.Route, errs *kernel.Errors) {
+	if len(routes) == 0 {
+		return
+	}
+	results := t.handle.ReplaceRoutes(ctx, routes)
+	for i, r := range routes {
+		if err := at(results, i); err != nil {
+			t.fail("replace", r.Prefix, err, errs)
+			continue
+		}
+		t.done(r)
+	}
+}
+
+// remove deletes what is not desired any more.
+func (t *Table) remove(ctx context.Context, errs *kernel.Errors) {
+	var keys []Key
+	flush := func() {
+		if len(keys) == 0 {
+			return
+		}
+		results := t.handle.DeleteRoutes(ctx, keys)
+		for i, k := range keys {
+			if err := at(results, i); err != nil && !kernel.Gone(err) {
+				t.fail("delete", k.Prefix, err, errs)
+				continue
+			}
+			t.tracker.DeleteActual(k.Prefix)
+			delete(t.failed, k.Prefix)
+		}
+		keys = keys[:0]
+	}
+	for p := range t.tracker.PendingDeletes() {
+		if keys = append(keys, Key{p, desired.RouteMetric}); len(keys) == chunk {
+			flush()
+		}
+	}
+	flush()
+	for p := range t.failed { // of routes that were never made and are not desired any more
+		_, wanted := t.tracker.Desired(p)
+		_, held := t.tracker.Actual(p)
+		if !wanted && !held {
+			delete(t.failed, p)
+		}
+	}
+}
+
+// sweep deletes routes that carry our protocol, but another metric than ours: of another version.
+func (t *Table) sweep(ctx context.Context, errs *kernel.Errors) {
+	if len(t.strays) == 0 {
+		return
+	}
+	t.log.Info("routes of ours with another metric are deleted", "routes", len(t.strays))
+	results := t.handle.DeleteRoutes(ctx, t.strays)
+	var left []Key
+	for i, k := range t.strays {
+		if err := at(results, i); err != nil && !kernel.Gone(err) {
+			left = append(left, k)
+			errs.Add(fmt.Errorf("delete route %s metric %d: %w", k.Prefix, k.Metric, err))
+		}
+	}
+	t.strays = left
+}
+
+func (t *Table) done(r desired.Route) {
+	p, v := split(r)
+	t.tracker.SetActual(p, v)
+	if len(t.failed) > 0 {
+		delete(t.failed, p)
+	}
+}
+
+// fail notes a failure. The route stays pending.
+func (t *Table) fail(verb string, p netip.Prefix, err error, errs *kernel.Errors) {
+	t.stale = t.stale || errors.Is(err, kernel.ErrNoAnswer)
+	if t.failed[p] == nil && errors.Is(err, errForeign) {
+		t.log.Warn("foreign route is in the way of ours", "prefix", p, "err", err)
+	}
+	t.failed[p] = err
+	errs.Add(fmt.Errorf("%s route %s: %w", verb, p, err))
+}
+
+func (e Entry) describe() string {
+	return fmt.Sprintf("foreign route with metric %d (protocol %d) wins", e.Metric, e.Protocol)
+}
+
+func split(r desired.Route) (netip.Prefix, target) {
+	return r.Prefix, target{typ: r.Type, nexthop: r.Nexthop, device: r.Device, source: r.Source}
+}
+
+func join(p netip.Prefix, v target) desired.Route {
+	return desired.Route{Prefix: p, Type: v.typ, Nexthop: v.nexthop, Device: v.device, Source: v.source}
+}
+
+// at is the i-th result of a write; no results at all mean success throughout.
+func at(results []error, i int) error {
+	if results == nil {
+		return nil
+	}
+	return results[i]
+}
