@@ -16,10 +16,40 @@ import (
 // hierarchy.
 const cgroupName = "heliograph-lab"
 
+// makeCgroup makes a node's parent of pods in every hierarchy, where kubelet
+// looks for it from its start. Runtimes would only make it with the first pod.
+func makeCgroup(node string) error {
+	for _, root := range cgroupRoots() {
+		if err := os.MkdirAll(filepath.Join(root, cgroupName, node), 0o755); err != nil {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// cgroupRoots returns the one hierarchy of version 2, or all of version 1.
+func cgroupRoots() []string {
+	const file = "cgroup.procs"
+	if _, err := os.Stat("/sys/fs/cgroup/" + file); err == nil {
+		return []string{"/sys/fs/cgroup"}
+	}
+	files, _ := filepath.Glob("/sys/fs/cgroup/*/" + file)
+	var out []string
+	for _, f := range files {
+		out = append(out, filepath.Dir(f))
+	}
+	return out
+}
+
 func cgroupTrees() []string {
-	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + cgroupName)
-	v2, _ := filepath.Glob("/sys/fs/cgroup/" + cgroupName)
-	return append(v1, v2...)
+	var out []string
+	for _, root := range cgroupRoots() {
+		tree := filepath.Join(root, cgroupName)
+		if _, err := os.Stat(tree); err == nil {
+			out = append(out, tree)
+		}
+	}
+	return out
 }
 
 // removeCgroups removes the lab's cgroups. Their processes are gone, but the

@@ -68,6 +68,8 @@ func (l *Lab) startControllers(ctx context.Context) error {
 			"--use-service-account-credentials=true", "--leader-elect=false", "--secure-port=0",
 			"--service-account-private-key-file=" + pkiPath("sa.key"), "--root-ca-file=" + pkiPath("ca.crt"),
 			"--allocate-node-cidrs=false", "--service-cluster-ip-range=" + topology.ServiceCIDRs,
+			// By default this is made on the machine.
+			"--flex-volume-plugin-dir=" + filepath.Join(hh.Dir, "flexvolume"),
 		}},
 		{host: hh, name: "kube-scheduler", argv: []string{
 			l.Cache.Binary("kube-scheduler"), "--kubeconfig=" + kubeconfigOf(schedulerUser),
@@ -94,9 +96,13 @@ func (l *Lab) ensureForwarder(ctx context.Context) error {
 		return fmt.Errorf("pass on the forwarder's socket: %w", err)
 	}
 	defer f.Close()
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find the forwarder's binary: %w", err)
+	}
 	return l.ensure(ctx, service{
 		host: hh, name: "forwarder", files: []*os.File{f},
-		argv: []string{"/proc/self/exe", ForwarderArg, "127.0.0.1:6443"},
+		argv: []string{exe, ForwarderArg, "127.0.0.1:6443"},
 	})
 }
 

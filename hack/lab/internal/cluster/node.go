@@ -98,6 +98,9 @@ func (l *Lab) startRuntime(ctx context.Context, h topology.Host) error {
 // startKubelet runs what makes the host a node of the cluster.
 func (l *Lab) startKubelet(ctx context.Context, h topology.Host) error {
 	hh := hostOf(h)
+	if err := makeCgroup(h.Name); err != nil {
+		return err
+	}
 	var ips []string
 	for _, a := range h.Addrs() {
 		ips = append(ips, a.String())

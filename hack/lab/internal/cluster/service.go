@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/hack/lab/internal/host"
@@ -27,10 +26,7 @@ const readyTimeout = 60 * time.Second
 // ensure starts the service unless it runs, and waits until it is ready.
 func (l *Lab) ensure(ctx context.Context, s service) error {
 	if !s.host.Service(s.name).Alive() {
-		cmd := exec.Command(s.argv[0], s.argv[1:]...)
-		cmd.Env = append(s.host.Env(), "GOTRACEBACK=single")
-		cmd.ExtraFiles = s.files
-		if err := s.host.Spawn(s.name, cmd); err != nil {
+		if err := s.host.Spawn(s.name, s.argv, s.files...); err != nil {
 			return err
 		}
 	}

@@ -19,9 +19,8 @@ import (
 )
 
 const (
-	smokeNamespace = "lab-smoke"
-	smokeTimeout   = 90 * time.Second
-	checkTimeout   = 15 * time.Second
+	smokeTimeout = 90 * time.Second
+	checkTimeout = 15 * time.Second
 )
 
 //go:embed smoke.yaml.tmpl
@@ -54,13 +53,15 @@ func (l *Lab) Smoke(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, smokeTimeout)
 	defer cancel()
-	defer l.removeSmoke()
-	pods, err := l.smokePods(ctx)
+	// A name of its own: the namespace of the run before may take a while to go.
+	namespace := "lab-smoke-" + randomToken()[:6]
+	defer l.removeSmoke(namespace)
+	pods, err := l.smokePods(ctx, namespace)
 	if err != nil {
 		return err
 	}
 	l.out.step("smoke: %d pods are ready", len(pods))
-	checks, err := l.smokeChecks(ctx, pods)
+	checks, err := l.smokeChecks(ctx, namespace, pods)
 	if err != nil {
 		return err
 	}
@@ -79,20 +80,25 @@ func (l *Lab) Smoke(ctx context.Context) error {
 	return nil
 }
 
-// removeSmoke leaves nothing of the test, even when its time is up.
-func (l *Lab) removeSmoke() {
+// removeSmoke leaves nothing of the test, even when its time is up. The pods are
+// gone when it returns; the rest of the namespace follows.
+func (l *Lab) removeSmoke(namespace string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	if _, err := l.kubectl(ctx, "", "delete", "namespace", smokeNamespace, "--ignore-not-found"); err != nil {
-		l.out.step("smoke: namespace %s is left over: %v", smokeNamespace, err)
+	_, err := l.kubectl(ctx, "", "delete", "-n", namespace, "pods", "--all")
+	if err == nil {
+		_, err = l.kubectl(ctx, "", "delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
+	}
+	if err != nil {
+		l.out.step("smoke: namespace %s is left over: %v", namespace, err)
 	}
 }
 
-func (l *Lab) smokePods(ctx context.Context) ([]smokePod, error) {
+func (l *Lab) smokePods(ctx context.Context, namespace string) ([]smokePod, error) {
 	nodes := l.plan.Of(topology.Node)
 	var b bytes.Buffer
 	err := smokeManifest.Execute(&b, map[string]any{
-		"Namespace": smokeNamespace, "Image": cache.AgnhostImage, "Nodes": hostNames(nodes),
+		"Namespace": namespace, "Image": cache.AgnhostImage, "Nodes": hostNames(nodes),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("render smoke manifest: %w", err)
@@ -105,7 +111,7 @@ func (l *Lab) smokePods(ctx context.Context) ([]smokePod, error) {
 	defer cancel()
 	err = host.WaitFor(wait, "the smoke pods", func() error {
 		var err error
-		pods, err = l.readySmokePods(ctx, nodes)
+		pods, err = l.readySmokePods(ctx, namespace, nodes)
 		return err
 	})
 	if err != nil {
@@ -114,9 +120,9 @@ func (l *Lab) smokePods(ctx context.Context) ([]smokePod, error) {
 	return pods, nil
 }
 
-func (l *Lab) readySmokePods(ctx context.Context, nodes []topology.Host) ([]smokePod, error) {
+func (l *Lab) readySmokePods(ctx context.Context, namespace string, nodes []topology.Host) ([]smokePod, error) {
 	var list podList
-	if err := l.get(ctx, "/api/v1/namespaces/"+smokeNamespace+"/pods", &list); err != nil {
+	if err := l.get(ctx, "/api/v1/namespaces/"+namespace+"/pods", &list); err != nil {
 		return nil, err
 	}
 	var out []smokePod
@@ -160,13 +166,13 @@ func taskPid(ctx context.Context, h topology.Host, containerID string) (string, 
 	return "", fmt.Errorf("container %s has no task on %s", id, h.Name)
 }
 
-func (l *Lab) smokeChecks(ctx context.Context, pods []smokePod) ([]check, error) {
+func (l *Lab) smokeChecks(ctx context.Context, namespace string, pods []smokePod) ([]check, error) {
 	var svc struct {
 		Spec struct {
 			ClusterIPs []string
 		}
 	}
-	if err := l.get(ctx, "/api/v1/namespaces/"+smokeNamespace+"/services/smoke", &svc); err != nil {
+	if err := l.get(ctx, "/api/v1/namespaces/"+namespace+"/services/smoke", &svc); err != nil {
 		return nil, err
 	}
 	dns := l.hasDNS(ctx)
@@ -189,7 +195,7 @@ func (l *Lab) smokeChecks(ctx context.Context, pods []smokePod) ([]check, error)
 			checks = append(checks, check{from.name + " to the service", from, ip, 80, "on-"})
 		}
 		if dns {
-			name := "smoke." + smokeNamespace + ".svc.cluster.local"
+			name := "smoke." + namespace + ".svc.cluster.local"
 			checks = append(checks, check{from.name + " to the service by name", from, name, 80, "on-"})
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -142,32 +143,64 @@ func (h Host) Do(cmd *exec.Cmd, namespaces ...string) error {
 	return h.inside(namespaces, cmd.Run)
 }
 
+// spawnScript starts a service and prints its pid inside. The shell between makes
+// it the holder's child, which reaps it; otherwise that were up to whatever is
+// init outside, and a container's init often does not.
+const spawnScript = `log=$1; shift; setsid "$@" </dev/null >>"$log" 2>&1 & echo $!`
+
 // Spawn starts a long-running service in all of the host's namespaces and saves
-// its pid under name. Its output goes to the service's log.
-func (h Host) Spawn(name string, cmd *exec.Cmd) error {
-	log, err := h.logFile(name)
-	if err != nil {
+// its pid under name. Its output goes to the service's log. The files become its
+// descriptors 3 and up.
+func (h Host) Spawn(name string, argv []string, files ...*os.File) error {
+	cmd := exec.Command("/bin/sh", append([]string{"-c", spawnScript, name, h.LogPath(name)}, argv...)...)
+	cmd.Env, cmd.Dir, cmd.ExtraFiles = h.Env(), "/", files
+	var out []byte
+	err := h.inside(All, func() (err error) {
+		out, err = cmd.Output()
 		return err
-	}
-	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log
-	if cmd.Env == nil {
-		cmd.Env = h.Env()
-	}
-	if cmd.Dir == "" {
-		cmd.Dir = "/"
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := h.inside(All, cmd.Start); err != nil {
+	})
+	if err != nil {
 		return fmt.Errorf("start %s on %s: %w", name, h.Name, err)
 	}
-	if err := h.savePid(name, cmd.Process.Pid); err != nil {
-		return err
+	pid, err := outerPid(h.Pid(), strings.TrimSpace(string(out)))
+	if err != nil {
+		return fmt.Errorf("start %s on %s: %w: %s", name, h.Name, err, h.LogTail(name, 3))
 	}
-	// A service that ends while the lab's command still runs must not linger as
-	// a zombie; afterwards the holder reaps it.
-	go cmd.Wait()
-	return nil
+	return h.savePid(name, pid)
+}
+
+// outerPid finds the process that has the pid inner in the pid namespace of
+// another process.
+func outerPid(holder int, inner string) (int, error) {
+	want, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", holder))
+	if err != nil {
+		return 0, fmt.Errorf("look at pid namespace: %w", err)
+	}
+	statuses, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		return 0, fmt.Errorf("list processes: %w", err)
+	}
+	for _, path := range statuses {
+		dir := filepath.Dir(path)
+		if ns, err := os.Readlink(filepath.Join(dir, "ns", "pid")); err != nil || ns != want {
+			continue
+		}
+		b, err := os.ReadFile(path)
+		if err == nil && innermostPid(string(b)) == inner {
+			return strconv.Atoi(filepath.Base(dir))
+		}
+	}
+	return 0, fmt.Errorf("find process %s: it ended", inner)
+}
+
+// innermostPid reads the last field of a process status's line NSpid.
+func innermostPid(status string) string {
+	for line := range strings.Lines(status) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "NSpid:" {
+			return f[len(f)-1]
+		}
+	}
+	return ""
 }
 
 // Service returns the process saved under name.
