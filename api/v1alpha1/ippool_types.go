@@ -21,7 +21,7 @@ const (
 
 // IPPoolSpec is a range of addresses for pods.
 // +kubebuilder:validation:XValidation:rule="isCIDR(self.cidr) && cidr(self.cidr) == cidr(self.cidr).masked()",message="cidr must be a network in CIDR notation without host bits, such as 10.244.0.0/16",fieldPath=".cidr"
-// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || !has(self.blockSize) || (cidr(self.cidr).ip().family() == 4 ? (self.blockSize >= 20 && self.blockSize <= 32) : (self.blockSize >= 112 && self.blockSize <= 128))",message="blockSize must be 20 to 32 for an IPv4 pool and 112 to 128 for an IPv6 pool",fieldPath=".blockSize"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || !has(self.blockSize) || (cidr(self.cidr).ip().family() == 4 ? (self.blockSize >= 20 && self.blockSize <= 31) : (self.blockSize >= 112 && self.blockSize <= 127))",message="blockSize must be 20 to 31 for an IPv4 pool and 112 to 127 for an IPv6 pool",fieldPath=".blockSize"
 // +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || (has(self.blockSize) ? self.blockSize : (cidr(self.cidr).ip().family() == 4 ? 26 : 122)) >= cidr(self.cidr).prefixLength()",message="blockSize is larger than the pool: the prefix length of a block must be at least that of cidr",fieldPath=".blockSize"
 // +kubebuilder:validation:XValidation:rule="has(self.blockSize) == has(oldSelf.blockSize) && (!has(self.blockSize) || self.blockSize == oldSelf.blockSize)",message="blockSize is immutable",fieldPath=".blockSize"
 type IPPoolSpec struct {
