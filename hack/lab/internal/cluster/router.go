@@ -41,6 +41,9 @@ func (l *Lab) startRouter(ctx context.Context, h topology.Host) error {
 			return err
 		}
 	}
+	if err := stopRouterIfCrippled(ctx, h); err != nil {
+		return err
+	}
 	var services []service
 	for _, d := range routerDaemons {
 		services = append(services, service{
@@ -49,6 +52,20 @@ func (l *Lab) startRouter(ctx context.Context, h topology.Host) error {
 		})
 	}
 	return l.ensureAll(ctx, services)
+}
+
+// stopRouterIfCrippled ends all daemons of a router that lacks one, as FRR's own
+// watchfrr does: bgpd does not give a new zebra the routes that the old one had.
+func stopRouterIfCrippled(ctx context.Context, h topology.Host) error {
+	if hostStatus(h) == nil {
+		return nil
+	}
+	for _, d := range routerDaemons {
+		if err := hostOf(h).Service(d).Kill(ctx); err != nil {
+			return fmt.Errorf("stop %s on %s: %w", d, h.Name, err)
+		}
+	}
+	return nil
 }
 
 func giveToFRR(dir string) error {

@@ -29,6 +29,9 @@ func (l *Lab) Status(ctx context.Context, w io.Writer) error {
 	for _, h := range append(l.plan.Of(topology.Spine), l.plan.Of(topology.Leaf)...) {
 		r.line("BGP on "+h.Name, l.fabricHealthy(ctx, h), "fabric sessions established")
 	}
+	for _, h := range l.plan.Of(topology.Node) {
+		r.line("underlay of "+h.Name, l.underlayWorks(ctx, h), "reaches control and every node")
+	}
 	r.line("API server", l.apiReady(ctx), l.outsideURL())
 	l.clusterStatus(ctx, &r)
 	if r.bad {

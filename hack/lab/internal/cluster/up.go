@@ -12,9 +12,9 @@ import (
 	"github.com/heliograph-dev/heliograph/hack/lab/internal/topology"
 )
 
-// inProgress marks a lab that a command is changing. If it is there at the next
-// up, that command was cut short, and the lab is made anew: a service may run
-// whose pid nobody knows.
+// inProgress marks a lab whose hosts and services a command is starting. If it is
+// there at the next up, that command was cut short, and the lab is made anew: a
+// service may run whose pid nobody knows.
 var inProgress = statePath("in-progress")
 
 // Up makes the lab what the options say, from whatever it is now.
@@ -32,14 +32,11 @@ func (l *Lab) Up(ctx context.Context, o Options) error {
 			return err
 		}
 	}
-	if err := writeFile(inProgress, nil, 0o644); err != nil {
+	if err := l.startServices(ctx); err != nil {
 		return err
 	}
 	if err := l.converge(ctx, o); err != nil {
 		return err
-	}
-	if err := os.Remove(inProgress); err != nil {
-		return fmt.Errorf("mark the lab as up: %w", err)
 	}
 	l.out.step("the lab is up")
 	return nil
@@ -102,12 +99,9 @@ func hostNames(hosts []topology.Host) []string {
 	return out
 }
 
-// converge starts whatever does not run and waits until the cluster is what the
-// options say. On a healthy lab it only looks.
+// converge waits until the cluster is what the options say. On a healthy lab it
+// only looks.
 func (l *Lab) converge(ctx context.Context, o Options) error {
-	if err := l.startServices(ctx); err != nil {
-		return err
-	}
 	if err := l.waitForUnderlay(ctx); err != nil {
 		return err
 	}
@@ -132,9 +126,34 @@ func (l *Lab) manifests(name string) string {
 	return filepath.Join(l.Repo, "hack", "lab", "manifests", name)
 }
 
+// startServices starts whatever does not run.
 func (l *Lab) startServices(ctx context.Context) error {
-	nodes := l.plan.Of(topology.Node)
+	if err := writeFile(inProgress, nil, 0o644); err != nil {
+		return err
+	}
+	if err := l.startFoundation(ctx); err != nil {
+		return err
+	}
 	err := parallel(
+		func() error { return l.startControllers(ctx) },
+		func() error {
+			return each(l.plan.Of(topology.Node), func(h topology.Host) error { return l.startKubelet(ctx, h) })
+		},
+	)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(inProgress); err != nil {
+		return fmt.Errorf("mark the services as started: %w", err)
+	}
+	return nil
+}
+
+// startFoundation starts what needs nothing else: routers, the API server and
+// the nodes' runtimes.
+func (l *Lab) startFoundation(ctx context.Context) error {
+	nodes := l.plan.Of(topology.Node)
+	return parallel(
 		func() error {
 			routers := append(l.plan.Of(topology.Spine), l.plan.Of(topology.Leaf)...)
 			err := each(routers, func(h topology.Host) error { return l.startRouter(ctx, h) })
@@ -157,13 +176,6 @@ func (l *Lab) startServices(ctx context.Context) error {
 			}
 			return err
 		},
-	)
-	if err != nil {
-		return err
-	}
-	return parallel(
-		func() error { return l.startControllers(ctx) },
-		func() error { return each(nodes, func(h topology.Host) error { return l.startKubelet(ctx, h) }) },
 	)
 }
 
