@@ -77,7 +77,7 @@ func run(args []string) error {
 		return fmt.Errorf("no command %q\n%s", args[0], usage)
 	}
 	repo, err := findRepo()
-	if err != nil {
+	if err != nil && slices.Contains([]string{"up", "build"}, args[0]) {
 		return err
 	}
 	lab, err := cluster.Open(repo, os.Stderr)
@@ -184,7 +184,20 @@ func execute(ctx context.Context, lab *cluster.Lab, args []string) error {
 	// A terminal sends its interrupt to the command as well; a signal to this
 	// process alone is passed on. The command decides what it means.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.Dir = dirInside(h)
 	return h.Do(cmd, host.All...)
+}
+
+// dirInside is the working directory, if the host sees one of that name.
+func dirInside(h host.Host) string {
+	cwd, err := os.Getwd()
+	if err != nil {
+		return "/"
+	}
+	if _, err := os.Stat(filepath.Join("/proc", fmt.Sprint(h.Pid()), "root", cwd)); err != nil {
+		return "/"
+	}
+	return cwd
 }
 
 func load(ctx context.Context, lab *cluster.Lab, args []string) error {
