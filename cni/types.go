@@ -7,10 +7,15 @@
 // length of at most MaxMessage bytes. For verbs that touch the pod's namespace the plugin attaches
 // (SCM_RIGHTS, on the first byte of the request) one file descriptor: a NETLINK_ROUTE socket that
 // it opened inside of that namespace. So the agent needs neither CAP_SYS_ADMIN for setns(2) nor a
-// mount of the runtime's namespace directory.
+// mount of the runtime's namespace directory: the pod's end of the veth pair is created through
+// that socket, and the host's end by naming the agent's own namespace as the peer's.
 package cni
 
-import "net/netip"
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
 
 // SocketPath is where the agent listens.
 const SocketPath = "/run/heliograph/cni.sock"
@@ -96,6 +101,22 @@ const (
 	CodeCheckFailed         uint = 101
 	CodeInternal            uint = 999
 )
+
+// Validate says what is wrong with the names of an attachment (CNI specification 1.1, Section 2,
+// "Parameters"), or nil. What passes is safe as the name of a file.
+func (a Attachment) Validate() *Error {
+	if a.ContainerID == "" || len(a.ContainerID) > 200 || a.ContainerID[0] == '.' ||
+		strings.ContainsFunc(a.ContainerID, func(r rune) bool { return !strings.ContainsRune(idChars, r) }) {
+		return &Error{Code: CodeInvalidEnvironment, Msg: "invalid CNI_CONTAINERID", Details: fmt.Sprintf("%.80q", a.ContainerID)}
+	}
+	if a.IfName == "" || len(a.IfName) > 15 || a.IfName == "." || a.IfName == ".." ||
+		strings.ContainsFunc(a.IfName, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '/' || r == ':' || r == '%' }) {
+		return &Error{Code: CodeInvalidEnvironment, Msg: "invalid CNI_IFNAME", Details: fmt.Sprintf("%.80q", a.IfName)}
+	}
+	return nil
+}
+
+const idChars = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 
 // Error implements error.
 func (e *Error) Error() string {
