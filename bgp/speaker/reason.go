@@ -16,8 +16,10 @@ import (
 // report is a reason for a session to be down, in words.
 type report struct {
 	text string
-	// vague: it says how the session ended rather than why, so it replaces no exact reason.
+	// vague: it says how the session ended rather than why, so it replaces nothing better.
 	vague bool
+	// connecting: it is about a new attempt, so it replaces why the session once ended.
+	connecting bool
 	// timeout: nobody answered; with a password the password may be the reason.
 	timeout bool
 	// wrongASN: the peer's OPEN had another AS number than it should.
@@ -94,6 +96,9 @@ func notificationText(direction string, code, subcode uint8, communication strin
 		r.text = "hold timer expired"
 	case code == packet.BGP_ERROR_OPEN_MESSAGE_ERROR && subcode == packet.BGP_ERROR_SUB_BAD_PEER_AS && direction == "sent":
 		r.wrongASN = true
+	case code == packet.BGP_ERROR_CEASE && direction == "sent":
+		// Our own doing, and whoever did it has said why.
+		r.vague = subcode == packet.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN || subcode == packet.BGP_ERROR_SUB_PEER_DECONFIGURED
 	case code == packet.BGP_ERROR_FSM_ERROR && direction == "sent":
 		// What GoBGP answers if the peer's first message is not OPEN: that was its NOTIFICATION.
 		r = report{text: "peer refused our OPEN", vague: true}
@@ -139,10 +144,10 @@ func notificationName(code, subcode uint8) string {
 // dialText shortens the error of a failed connection attempt to its cause.
 func dialText(msg string) report {
 	if strings.Contains(msg, "i/o timeout") || strings.Contains(msg, "connection timed out") {
-		return report{text: "connection timed out", timeout: true}
+		return report{text: "connection timed out", connecting: true, timeout: true}
 	}
 	if i := strings.LastIndex(msg, ": "); i >= 0 {
 		msg = msg[i+2:]
 	}
-	return report{text: msg}
+	return report{text: msg, connecting: true}
 }

@@ -20,7 +20,7 @@ type session struct {
 	wasUp     bool // since the server started
 	flaps     int64
 	lastError string
-	explained bool // lastError is exact: a vague report must not replace it
+	explained bool // lastError is what one side told the other: a vague report must not replace it
 
 	capabilities capabilities // of the peer, while Established
 	endOfRIB     familySet
@@ -68,7 +68,7 @@ func (s *session) explain(r report) bool {
 		return false
 	}
 	s.lastError = r.textFor(s.peer)
-	s.explained = !r.vague
+	s.explained = !r.vague && !r.connecting
 	return true
 }
 

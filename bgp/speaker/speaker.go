@@ -43,6 +43,7 @@ type Speaker struct {
 	// never held while GoBGP is called, since GoBGP calls back into the view.
 	applying sync.Mutex
 	run      *instance // nil: no server
+	wasRun   bool      // this process has run a server before: it no longer takes over from another one
 }
 
 // New returns a speaker that does nothing until the first Apply.
@@ -83,7 +84,10 @@ func (s *Speaker) Apply(ctx context.Context, desired bgp.Desired) error {
 		}
 		s.run = run
 		s.log.Info("bgp started", "asn", desired.Global.ASN, "routerID", desired.Global.RouterID, "port", desired.Global.Port, "restarting", desired.Global.Restarting)
-		s.scheduleRestartEnd(run, desired)
+		if desired.Global.Restarting && !s.wasRun {
+			s.restart(run, desired.Peers)
+		}
+		s.wasRun = true
 	}
 	// Origins before peers: a new session sends them all, then End-of-RIB.
 	return errors.Join(
@@ -123,14 +127,11 @@ func (s *Speaker) stop(ctx context.Context, graceful bool) error {
 	return nil
 }
 
-// scheduleRestartEnd makes run forget, once its restart time is over, that it took over from another
-// process: a session that first comes up hours later must not claim to be restarting.
-func (s *Speaker) scheduleRestartEnd(run *instance, desired bgp.Desired) {
-	if !desired.Global.Restarting {
-		return
-	}
+// restart makes run announce that it takes over from another process, and forget that once the
+// restart time is over: a session that first comes up hours later must not claim to be restarting.
+func (s *Speaker) restart(run *instance, peers []bgp.Peer) {
 	var window time.Duration
-	for _, p := range desired.Peers {
+	for _, p := range peers {
 		if p.GracefulRestart.Enabled {
 			window = max(window, restartTime(p))
 		}

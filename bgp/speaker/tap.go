@@ -62,6 +62,8 @@ func parseRecord(rec slog.Record) (report, bool) {
 	switch rec.Message {
 	case "failed to connect":
 		return dialText(attr(rec, "Error").String()), true
+	case "outgoing connection IO error":
+		return report{text: "connection closed by peer before OPEN (does it expect us?)", vague: true}, true
 	case "sent notification", "received notification":
 		direction := "sent"
 		if rec.Message == "received notification" {

@@ -41,8 +41,8 @@ func buildGlobal(g bgp.Global, listen []netip.Addr) *api.Global {
 	return out
 }
 
-// buildPeer is the neighbour that p asks for. What is filtered here and not by GoBGP (Accept,
-// AllowOwnASN) has no part in it.
+// buildPeer is the neighbour that p asks for. What is none of GoBGP's business (Name, Accept,
+// AllowOwnASN) has no part in it: even another description would reset the session.
 func buildPeer(p bgp.Peer, maxPrefixes uint32, restarting bool) *api.Peer {
 	gr := p.GracefulRestart
 	out := &api.Peer{
@@ -50,7 +50,6 @@ func buildPeer(p bgp.Peer, maxPrefixes uint32, restarting bool) *api.Peer {
 			NeighborAddress: p.Address.String(),
 			PeerAsn:         p.ASN,
 			AuthPassword:    string(p.Password),
-			Description:     p.Name,
 			AllowOwnAsn:     anyOwnASN,
 		},
 		Timers: &api.Timers{Config: buildTimers(p.Timers)},

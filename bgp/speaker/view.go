@@ -6,7 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
-	"slices"
+	"reflect"
 	"sync"
 	"time"
 
@@ -105,16 +105,12 @@ func (v *view) setPeer(p bgp.Peer) {
 	if s == nil {
 		s = &session{state: bgp.StateIdle, since: time.Now(), routes: map[netip.Prefix]route{}}
 		v.sessions[p.Address] = s
+	} else if reflect.DeepEqual(s.peer, p) {
+		return // Apply is repeated often, and must not poke for nothing
 	}
-	refilter := s.peer.AllowOwnASN != p.AllowOwnASN || !slices.Equal(s.peer.Accept, p.Accept)
-	rename := s.peer.Kind != p.Kind
 	s.peer = p
-	if refilter {
-		s.accept = newAcceptor(p.Accept)
-	}
-	if refilter || rename {
-		v.refilter(s)
-	}
+	s.accept = newAcceptor(p.Accept)
+	v.refilter(s)
 	switch {
 	case p.Held != "":
 		v.leave(s, bgp.StateHeld, report{text: p.Held})
@@ -354,6 +350,7 @@ func (v *view) onPaths(generation int, updates []update) {
 	if generation != v.generation {
 		return
 	}
+	news := false
 	for _, u := range updates {
 		s := v.sessions[u.peer]
 		if s == nil || s.state != bgp.StateEstablished {
@@ -361,9 +358,11 @@ func (v *view) onPaths(generation int, updates []update) {
 		}
 		r := route{nextHop: u.nextHop, pathLen: u.pathLen, ownASN: u.ownASN}
 		r.refused = s.refuse(u.prefix, r)
-		v.set(s, u.prefix, r, !u.withdraw)
+		news = v.set(s, u.prefix, r, !u.withdraw) || news
 	}
-	v.touch()
+	if news {
+		v.touch()
+	}
 }
 
 // onEndOfRIB notes the end of a peer's initial update: what it did not repeat is gone.
@@ -381,17 +380,22 @@ func (v *view) onEndOfRIB(generation int, addr netip.Addr, f bgp.Family) {
 	v.touch()
 }
 
-// refilter judges all routes of a session again.
+// refilter judges all routes of a session again, since its peer changed.
 func (v *view) refilter(s *session) {
 	for prefix, r := range s.routes {
 		r.refused = s.refuse(prefix, r)
 		v.set(s, prefix, r, true)
+		v.dirty[routeKey{prefix, s.peer.Address}] = struct{}{} // its Kind stands in the path
 	}
 }
 
-// set stores or removes one route and keeps the counters and the dirty set.
-func (v *view) set(s *session, prefix netip.Prefix, r route, present bool) {
+// set stores or removes one route, keeps the counters and the dirty set, and tells whether that
+// changed anything.
+func (v *view) set(s *session, prefix netip.Prefix, r route, present bool) bool {
 	old, had := s.routes[prefix]
+	if had == present && (!had || old == r) {
+		return false
+	}
 	if had {
 		s.count(old, -1)
 	}
@@ -404,6 +408,7 @@ func (v *view) set(s *session, prefix netip.Prefix, r route, present bool) {
 	if had && old.refused == "" || present && r.refused == "" {
 		v.dirty[routeKey{prefix, s.peer.Address}] = struct{}{}
 	}
+	return true
 }
 
 func familyIndex(f bgp.Family) int {
