@@ -5,7 +5,7 @@ package v1alpha1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // IPBlockSpec says which node holds which block. Only the controller writes it.
-// +kubebuilder:validation:XValidation:rule="self.cidr == oldSelf.cidr && self.pool == oldSelf.pool && self.node == oldSelf.node && self.primary == oldSelf.primary",message="a block cannot change hands: only releasing may change"
+// +kubebuilder:validation:XValidation:rule="self.cidr == oldSelf.cidr && self.pool == oldSelf.pool && self.node == oldSelf.node && (has(self.primary) && self.primary) == (has(oldSelf.primary) && oldSelf.primary)",message="a block cannot change hands: only releasing may change"
 type IPBlockSpec struct {
 	// cidr is the range of the block.
 	// +required
