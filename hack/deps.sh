@@ -19,8 +19,17 @@ BUILD='gcc libc6-dev make git'
 
 SERVICES='containerd frr bird bird6 prometheus prometheus-node-exporter iperf3'
 
+# Docker's own packages have containerd and runc too, and Debian's would evict them.
+provided() {
+	case "$1" in
+	containerd | runc) dpkg-query -W -f='${db:Status-Status}\n' containerd.io 2>/dev/null | grep -qx installed ;;
+	*) false ;;
+	esac
+}
+
 missing=''
 for p in $LAB $TOOLS $PEERS $BUILD; do
+	if provided "$p"; then continue; fi
 	dpkg-query -W -f='${db:Status-Status}\n' "$p" 2>/dev/null | grep -qx installed || missing="$missing $p"
 done
 if [ -z "$missing" ]; then

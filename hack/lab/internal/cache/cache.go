@@ -184,9 +184,9 @@ func (c Cache) binary(ctx context.Context, t target) error {
 		if t.test {
 			verb = []string{"test", "-c"}
 		}
-		cmd := exec.CommandContext(ctx, "go", append(verb, "-trimpath", "-ldflags", "-s -w "+t.ldflags, "-o", tmp, t.pkg)...)
+		cmd := exec.CommandContext(ctx, "go", append(verb, "-buildvcs=false", "-trimpath", "-ldflags", "-s -w "+t.ldflags, "-o", tmp, t.pkg)...)
 		cmd.Dir = filepath.Join(c.Source, t.module)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false", "GOWORK=off")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 		if b, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w\n%s", t.name, err, b)
 		}

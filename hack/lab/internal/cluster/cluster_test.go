@@ -175,8 +175,16 @@ func TestHostLife(t *testing.T) {
 	if !sleeper.Alive() {
 		t.Fatal("service does not run")
 	}
-	if err := h.Spawn("broken", []string{"/nonexistent"}); err == nil && h.Service("broken").Alive() {
-		t.Error("a program that does not exist runs")
+	if err := h.Spawn("broken", []string{"/nonexistent"}); err == nil {
+		err := host.WaitFor(ctx, "a program that does not exist to end", func() error {
+			if h.Service("broken").Alive() {
+				return errors.New("it runs")
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
 	}
 	var exit *exec.ExitError
 	if _, err := h.Run(ctx, "", "sh", "-c", "exit 7"); !errors.As(err, &exit) || exit.ExitCode() != 7 {

@@ -15,10 +15,10 @@ import (
 	"github.com/heliograph-dev/heliograph/hack/lab/internal/topology"
 )
 
-func privateDirs(h topology.Host) []string {
+func privatePaths(h topology.Host) []string {
 	switch h.Kind {
 	case topology.Node:
-		return nodePrivate
+		return nodePrivatePaths()
 	case topology.Control:
 		return controlPrivate
 	default:
@@ -29,7 +29,7 @@ func privateDirs(h topology.Host) []string {
 // startHosts makes all hosts and the network between them.
 func (l *Lab) startHosts(ctx context.Context) error {
 	for _, h := range l.plan.Hosts {
-		if err := makeMountpoints(privateDirs(h)); err != nil {
+		if err := makeMountpoints(privatePaths(h)); err != nil {
 			return err
 		}
 	}
@@ -37,7 +37,7 @@ func (l *Lab) startHosts(ctx context.Context) error {
 		if err := os.MkdirAll(hostOf(h).Dir, 0o755); err != nil {
 			return fmt.Errorf("make directory of host %s: %w", h.Name, err)
 		}
-		return hostOf(h).Start(ctx, privateDirs(h))
+		return hostOf(h).Start(ctx, privatePaths(h))
 	})
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/template"
 
@@ -21,6 +22,24 @@ var nodePrivate = []string{
 	"/var/lib/containerd", "/var/lib/kubelet", "/var/lib/cni",
 	"/var/lib/heliograph", "/var/lib/calico", "/var/lib/kube-router",
 	"/var/log/pods", "/var/log/containers",
+}
+
+// nodeTunables are the whole machine's, and kubelet sets them: it gets copies.
+var nodeTunables = []string{
+	"/proc/sys/vm/overcommit_memory", "/proc/sys/vm/panic_on_oom",
+	"/proc/sys/kernel/panic", "/proc/sys/kernel/panic_on_oops",
+	"/proc/sys/kernel/keys/root_maxkeys", "/proc/sys/kernel/keys/root_maxbytes",
+}
+
+// nodePrivatePaths returns what a node has for itself; a kernel may lack a tunable.
+func nodePrivatePaths() []string {
+	out := slices.Clone(nodePrivate)
+	for _, t := range nodeTunables {
+		if _, err := os.Stat(t); err == nil {
+			out = append(out, t)
+		}
+	}
+	return out
 }
 
 var (

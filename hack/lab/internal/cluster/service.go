@@ -21,7 +21,8 @@ type service struct {
 	ready func(context.Context) error
 }
 
-const readyTimeout = 60 * time.Second
+// readyTimeout is for a busy machine; everything is ready in seconds otherwise.
+const readyTimeout = 2 * time.Minute
 
 // ensure starts the service unless it runs, and waits until it is ready.
 func (l *Lab) ensure(ctx context.Context, s service) error {

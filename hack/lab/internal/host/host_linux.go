@@ -42,12 +42,13 @@ const (
 // last: it takes away the paths by which the others are found.
 var All = []string{Net, UTS, PID, Mount}
 
-// Start makes the host's namespaces and its private directories.
+// Start makes the host's namespaces. Of the private paths it has what is there
+// for itself: a directory is empty at first, a file is a copy.
 func (h Host) Start(ctx context.Context, private []string) error {
 	spec := Spec{Name: h.Name, Root: filepath.Join(h.Dir, "root"), Private: private}
 	for _, p := range private {
-		if err := os.MkdirAll(spec.Source(p), 0o755); err != nil {
-			return fmt.Errorf("make directory of host %s: %w", h.Name, err)
+		if err := makePrivate(p, spec.Source(p)); err != nil {
+			return fmt.Errorf("make %s of host %s: %w", p, h.Name, err)
 		}
 	}
 	log, err := h.logFile("holder")
@@ -62,6 +63,24 @@ func (h Host) Start(ctx context.Context, private []string) error {
 		Setsid:     true,
 	}
 	return h.handOver(ctx, cmd, spec)
+}
+
+func makePrivate(path, source string) error {
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if st.IsDir() {
+		return os.MkdirAll(source, 0o755)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(source), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(source, content, st.Mode().Perm())
 }
 
 // handOver starts the holder and gives it its spec only after its pid is on

@@ -20,7 +20,7 @@ type Spec struct {
 	Name string `json:"name"`
 	// Root holds the directories that the host has for itself, by their path.
 	Root string `json:"root"`
-	// Private are the paths that are bound from below Root.
+	// Private are the directories and files that are bound from below Root.
 	Private []string `json:"private"`
 }
 
