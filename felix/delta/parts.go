@@ -49,6 +49,7 @@ func (p *Parts[K, V, E]) Names() []string { return slices.Sorted(maps.Keys(p.lis
 // occurs twice.
 func (p *Parts[K, V, E]) replace(old, list []E) {
 	t := p.tracker
+	t.reserve(len(list))
 	t.round++
 	for _, e := range list {
 		k, v := p.split(e)
@@ -56,8 +57,8 @@ func (p *Parts[K, V, E]) replace(old, list []E) {
 	}
 	for _, e := range old {
 		k, _ := p.split(e)
-		if i, ok := t.index[k]; ok && t.slots[i].wanted && t.slots[i].seen != t.round {
-			t.unwant(i)
+		if s := t.index[k]; s != nil && s.wanted && s.seen != t.round {
+			t.unwant(s)
 		}
 	}
 }

@@ -22,27 +22,30 @@ import "iter"
 // asking one key costs one map access, a walk over the pending changes costs what is pending.
 // Walks visit keys in the order in which they became pending. It is for one goroutine.
 type Tracker[K, V comparable] struct {
-	index   map[K]int32 // place in slots of every key that is desired or actual
-	slots   []slot[K, V]
-	free    []int32 // places in slots that are empty
-	queue   []int32 // places that may be pending, each once; swept when a walk begins
-	walking int     // walks under way: no sweep under their feet
+	index   map[K]*slot[K, V] // every key that is desired or actual
+	pages   [][]slot[K, V]    // all slots, in use or not, in the order of their first use
+	used    int               // of the last page
+	free    []*slot[K, V]     // slots that were given up
+	queue   []*slot[K, V]     // slots that may be pending, each once; swept when a walk begins
+	walking int               // walks under way: no sweep under their feet
 
 	desired, actual  int
 	updates, deletes int
 	round            uint32 // of the last replacement of a set; see slot.seen
 }
 
-// slot is one key. Values lie in one array, not in maps: a set of 100k routes is then one
-// allocation, and a change is one map access.
+// slot is one key. Both values lie beside it, not in maps of their own, so that a change is one map
+// access; slots lie in pages, so that 100k of them are few allocations and never move.
 type slot[K, V comparable] struct {
 	key        K
 	want, have V
-	wanted     bool // key is desired, as want
-	held       bool // key is actual, as have
-	queued     bool // its place is in queue
-	seen       uint32
+	seen       uint32 // the round that set it last
+	wanted     bool   // key is desired, as want
+	held       bool   // key is actual, as have
+	queued     bool   // it is in the queue
 }
+
+const pageSize = 256 // slots
 
 // Update is a pending change of the kernel: Desired has to be created, or has to replace Actual.
 type Update[K, V comparable] struct {
@@ -50,11 +53,13 @@ type Update[K, V comparable] struct {
 	Desired V
 	Actual  V    // zero if Create
 	Create  bool // there is none yet
+
+	slot *slot[K, V]
 }
 
 // New returns an empty tracker.
 func New[K, V comparable]() *Tracker[K, V] {
-	return &Tracker[K, V]{index: map[K]int32{}}
+	return &Tracker[K, V]{index: map[K]*slot[K, V]{}}
 }
 
 // SetDesired makes k desired as v.
@@ -62,8 +67,8 @@ func (t *Tracker[K, V]) SetDesired(k K, v V) { t.setDesired(k, v, t.round) }
 
 // DeleteDesired makes k undesired.
 func (t *Tracker[K, V]) DeleteDesired(k K) {
-	if i, ok := t.index[k]; ok && t.slots[i].wanted {
-		t.unwant(i)
+	if s := t.index[k]; s != nil && s.wanted {
+		t.unwant(s)
 	}
 }
 
@@ -74,9 +79,9 @@ func (t *Tracker[K, V]) ReplaceDesired(all iter.Seq2[K, V]) {
 	for k, v := range all {
 		t.setDesired(k, v, t.round)
 	}
-	for i := range t.slots {
-		if s := &t.slots[i]; s.wanted && s.seen != t.round {
-			t.unwant(int32(i))
+	for s := range t.all() {
+		if s.wanted && s.seen != t.round {
+			t.unwant(s)
 		}
 	}
 }
@@ -84,10 +89,20 @@ func (t *Tracker[K, V]) ReplaceDesired(all iter.Seq2[K, V]) {
 // SetActual notes that the kernel holds v for k: after a read or a successful write.
 func (t *Tracker[K, V]) SetActual(k K, v V) { t.setActual(k, v, t.round) }
 
+// Written notes that the update was carried out. It is SetActual without the search for the key.
+func (t *Tracker[K, V]) Written(u Update[K, V]) {
+	s := u.slot
+	if s == nil || !s.wanted && !s.held || s.key != u.Key { // given up meanwhile, perhaps in use for another
+		t.SetActual(u.Key, u.Desired)
+		return
+	}
+	t.hold(s, u.Desired)
+}
+
 // DeleteActual notes that the kernel does not hold k.
 func (t *Tracker[K, V]) DeleteActual(k K) {
-	if i, ok := t.index[k]; ok && t.slots[i].held {
-		t.unhold(i)
+	if s := t.index[k]; s != nil && s.held {
+		t.unhold(s)
 	}
 }
 
@@ -97,25 +112,25 @@ func (t *Tracker[K, V]) ReplaceActual(all iter.Seq2[K, V]) {
 	for k, v := range all {
 		t.setActual(k, v, t.round)
 	}
-	for i := range t.slots {
-		if s := &t.slots[i]; s.held && s.seen != t.round {
-			t.unhold(int32(i))
+	for s := range t.all() {
+		if s.held && s.seen != t.round {
+			t.unhold(s)
 		}
 	}
 }
 
 // Desired returns the desired value of k.
 func (t *Tracker[K, V]) Desired(k K) (v V, ok bool) {
-	if i, found := t.index[k]; found {
-		return t.slots[i].want, t.slots[i].wanted
+	if s := t.index[k]; s != nil {
+		return s.want, s.wanted
 	}
 	return v, false
 }
 
 // Actual returns the actual value of k.
 func (t *Tracker[K, V]) Actual(k K) (v V, ok bool) {
-	if i, found := t.index[k]; found {
-		return t.slots[i].have, t.slots[i].held
+	if s := t.index[k]; s != nil {
+		return s.have, s.held
 	}
 	return v, false
 }
@@ -123,8 +138,8 @@ func (t *Tracker[K, V]) Actual(k K) (v V, ok bool) {
 // AllDesired walks over the desired set.
 func (t *Tracker[K, V]) AllDesired() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
-		for i := range t.slots {
-			if s := &t.slots[i]; s.wanted && !yield(s.key, s.want) {
+		for s := range t.all() {
+			if s.wanted && !yield(s.key, s.want) {
 				return
 			}
 		}
@@ -134,8 +149,8 @@ func (t *Tracker[K, V]) AllDesired() iter.Seq2[K, V] {
 // AllActual walks over the actual set.
 func (t *Tracker[K, V]) AllActual() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
-		for i := range t.slots {
-			if s := &t.slots[i]; s.held && !yield(s.key, s.have) {
+		for s := range t.all() {
+			if s.held && !yield(s.key, s.have) {
 				return
 			}
 		}
@@ -150,7 +165,7 @@ func (t *Tracker[K, V]) PendingUpdates() iter.Seq[Update[K, V]] {
 			if !s.needsUpdate() {
 				return true
 			}
-			return yield(Update[K, V]{Key: s.key, Desired: s.want, Actual: s.have, Create: !s.held})
+			return yield(Update[K, V]{Key: s.key, Desired: s.want, Actual: s.have, Create: !s.held, slot: s})
 		})
 	}
 }
@@ -178,8 +193,7 @@ func (t *Tracker[K, V]) Len() (desired, actual int) { return t.desired, t.actual
 func (t *Tracker[K, V]) Pending() (updates, deletes int) { return t.updates, t.deletes }
 
 func (t *Tracker[K, V]) setDesired(k K, v V, round uint32) {
-	i := t.place(k)
-	s := &t.slots[i]
+	s := t.slot(k)
 	s.seen = round
 	if s.wanted && s.want == v {
 		return
@@ -189,13 +203,16 @@ func (t *Tracker[K, V]) setDesired(k K, v V, round uint32) {
 		t.desired++
 	}
 	s.want, s.wanted = v, true
-	t.count(i)
+	t.count(s)
 }
 
 func (t *Tracker[K, V]) setActual(k K, v V, round uint32) {
-	i := t.place(k)
-	s := &t.slots[i]
+	s := t.slot(k)
 	s.seen = round
+	t.hold(s, v)
+}
+
+func (t *Tracker[K, V]) hold(s *slot[K, V], v V) {
 	if s.held && s.have == v {
 		return
 	}
@@ -204,42 +221,63 @@ func (t *Tracker[K, V]) setActual(k K, v V, round uint32) {
 		t.actual++
 	}
 	s.have, s.held = v, true
-	t.count(i)
+	t.count(s)
 }
 
-func (t *Tracker[K, V]) unwant(i int32) {
+func (t *Tracker[K, V]) unwant(s *slot[K, V]) {
 	var zero V
-	s := &t.slots[i]
 	t.uncount(s)
 	t.desired--
 	s.want, s.wanted = zero, false
-	t.count(i)
+	t.count(s)
 }
 
-func (t *Tracker[K, V]) unhold(i int32) {
+func (t *Tracker[K, V]) unhold(s *slot[K, V]) {
 	var zero V
-	s := &t.slots[i]
 	t.uncount(s)
 	t.actual--
 	s.have, s.held = zero, false
-	t.count(i)
+	t.count(s)
 }
 
-// place finds or makes the slot of k.
-func (t *Tracker[K, V]) place(k K) int32 {
-	if i, ok := t.index[k]; ok {
-		return i
+// slot finds or makes the slot of k.
+func (t *Tracker[K, V]) slot(k K) *slot[K, V] {
+	s := t.index[k]
+	if s != nil {
+		return s
 	}
-	var i int32
 	if n := len(t.free); n > 0 {
-		i, t.free = t.free[n-1], t.free[:n-1]
+		s, t.free = t.free[n-1], t.free[:n-1]
 	} else {
-		i = int32(len(t.slots))
-		t.slots = append(t.slots, slot[K, V]{})
+		if len(t.pages) == 0 || t.used == pageSize {
+			t.pages, t.used = append(t.pages, make([]slot[K, V], pageSize)), 0
+		}
+		s = &t.pages[len(t.pages)-1][t.used]
+		t.used++
 	}
-	t.slots[i].key = k
-	t.index[k] = i
-	return i
+	s.key = k
+	t.index[k] = s
+	return s
+}
+
+// reserve makes room for n keys in an empty tracker.
+func (t *Tracker[K, V]) reserve(n int) {
+	if len(t.index) == 0 {
+		t.index = make(map[K]*slot[K, V], n)
+	}
+}
+
+// all walks over all slots, those that were given up included: they are neither wanted nor held.
+func (t *Tracker[K, V]) all() iter.Seq[*slot[K, V]] {
+	return func(yield func(*slot[K, V]) bool) {
+		for _, page := range t.pages {
+			for i := range page {
+				if !yield(&page[i]) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // uncount takes a slot out of the counters before it changes, count puts it back afterwards, queues
@@ -252,8 +290,7 @@ func (t *Tracker[K, V]) uncount(s *slot[K, V]) {
 	}
 }
 
-func (t *Tracker[K, V]) count(i int32) {
-	s := &t.slots[i]
+func (t *Tracker[K, V]) count(s *slot[K, V]) {
 	switch {
 	case s.needsUpdate():
 		t.updates++
@@ -261,16 +298,15 @@ func (t *Tracker[K, V]) count(i int32) {
 		t.deletes++
 	case !s.wanted && !s.held:
 		delete(t.index, s.key)
-		// It may still be queued; then its place in the queue goes with it to the next key.
-		t.slots[i] = slot[K, V]{queued: s.queued}
-		t.free = append(t.free, i)
+		*s = slot[K, V]{queued: s.queued} // if queued, its place in the queue goes with it to the next key
+		t.free = append(t.free, s)
 		return
 	default:
 		return
 	}
 	if !s.queued {
 		s.queued = true
-		t.queue = append(t.queue, i)
+		t.queue = append(t.queue, s)
 	}
 }
 
@@ -279,8 +315,7 @@ func (t *Tracker[K, V]) walk(visit func(*slot[K, V]) bool) {
 	t.walking++
 	defer func() { t.walking-- }()
 	for n := 0; n < len(t.queue); n++ { // grows when the visitor makes something pending
-		s := t.slots[t.queue[n]] // a copy: the visitor may make slots move
-		if !visit(&s) {
+		if !visit(t.queue[n]) {
 			return
 		}
 	}
@@ -292,13 +327,14 @@ func (t *Tracker[K, V]) sweep() {
 		return
 	}
 	kept := t.queue[:0]
-	for _, i := range t.queue {
-		if s := &t.slots[i]; s.needsUpdate() || s.needsDelete() {
-			kept = append(kept, i)
+	for _, s := range t.queue {
+		if s.needsUpdate() || s.needsDelete() {
+			kept = append(kept, s)
 		} else {
 			s.queued = false
 		}
 	}
+	clear(t.queue[len(kept):])
 	t.queue = kept
 }
 

@@ -227,68 +227,64 @@ func (t *Table) meet(e Entry) {
 
 // update creates and replaces what is pending.
 func (t *Table) update(ctx context.Context) (errs kernel.Errors) {
-	var create, replace []desired.Route
+	create := writes{verb: "create", send: t.handle.CreateRoutes}
+	replace := writes{verb: "replace", send: t.handle.ReplaceRoutes}
 	for u := range t.tracker.PendingUpdates() {
-		r := join(u.Key, u.Desired)
-		protocol, blocked := t.foreign[u.Key]
-		switch {
-		case u.Create:
-			create = append(create, r)
-		case blocked: // beside ours stands a foreign one, and the replace might hit that
-			t.fail("replace", u.Key, fmt.Errorf("%w (protocol %d)", errForeign, protocol), &errs)
-		default:
-			replace = append(replace, r)
+		w := &replace
+		if u.Create {
+			w = &create
+		} else if protocol, ok := t.foreign[u.Key]; ok { // beside ours: a replace might hit it
+			t.fail("replace", u.Key, foreignError(protocol), &errs)
+			continue
 		}
-		if len(create) == chunk {
-			t.create(ctx, create, &errs)
-			create = create[:0]
-		}
-		if len(replace) == chunk {
-			t.replace(ctx, replace, &errs)
-			replace = replace[:0]
+		w.updates = append(w.updates, u)
+		w.routes = append(w.routes, join(u.Key, u.Desired))
+		if len(w.routes) == chunk {
+			t.write(ctx, w, &errs)
 		}
 	}
-	t.create(ctx, create, &errs)
-	t.replace(ctx, replace, &errs)
+	t.write(ctx, &create, &errs)
+	t.write(ctx, &replace, &errs)
 	return errs
 }
 
-func (t *Table) create(ctx context.Context, routes []desired.Route, errs *kernel.Errors) {
-	if len(routes) == 0 {
-		return
-	}
-	results := t.handle.CreateRoutes(ctx, routes)
-	for i, r := range routes {
-		err := at(results, i)
-		if err == nil {
-			t.done(r)
-			delete(t.foreign, r.Prefix)
-			continue
-		}
-		if errors.Is(err, syscall.EEXIST) {
-			protocol, known := t.foreign[r.Prefix]
-			t.stale = t.stale || !known
-			if known {
-				err = fmt.Errorf("%w (protocol %d)", errForeign, protocol)
-			}
-		}
-		t.fail("create", r.Prefix, err, errs)
-	}
+// writes are routes to be created, or to be replaced.
+type writes struct {
+	verb    string
+	send    func(context.Context, []desired.Route) []error
+	updates []delta.Update[netip.Prefix, target]
+	routes  []desired.Route
 }
 
-func (t *Table) replace(ctx context.Context, routes []desired.Route, errs *kernel.Errors) {
-	if len(routes) == 0 {
+// write sends w, notes what became of it, and empties it.
+func (t *Table) write(ctx context.Context, w *writes, errs *kernel.Errors) {
+	if len(w.routes) == 0 {
 		return
 	}
-	results := t.handle.ReplaceRoutes(ctx, routes)
-	for i, r := range routes {
-		if err := at(results, i); err != nil {
-			t.fail("replace", r.Prefix, err, errs)
+	results := w.send(ctx, w.routes)
+	for i, u := range w.updates {
+		err := at(results, i)
+		if err == nil {
+			t.tracker.Written(u)
+			if u.Create {
+				delete(t.foreign, u.Key) // it would have been in the way
+			}
+			if len(t.failed) > 0 {
+				delete(t.failed, u.Key)
+			}
 			continue
 		}
-		t.done(r)
+		if protocol, known := t.foreign[u.Key]; known && errors.Is(err, syscall.EEXIST) {
+			err = foreignError(protocol)
+		} else if errors.Is(err, syscall.EEXIST) {
+			t.stale = true
+		}
+		t.fail(w.verb, u.Key, err, errs)
 	}
+	w.updates, w.routes = w.updates[:0], w.routes[:0]
 }
+
+func foreignError(protocol uint8) error { return fmt.Errorf("%w (protocol %d)", errForeign, protocol) }
 
 // remove deletes what is not desired any more.
 func (t *Table) remove(ctx context.Context, errs *kernel.Errors) {
@@ -338,14 +334,6 @@ func (t *Table) sweep(ctx context.Context, errs *kernel.Errors) {
 		}
 	}
 	t.strays = left
-}
-
-func (t *Table) done(r desired.Route) {
-	p, v := split(r)
-	t.tracker.SetActual(p, v)
-	if len(t.failed) > 0 {
-		delete(t.failed, p)
-	}
 }
 
 // fail notes a failure. The route stays pending.
