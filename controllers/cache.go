@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
@@ -89,6 +90,22 @@ func pokeAfter(delay time.Duration) handler.EventHandler {
 		DeleteFunc:  func(_ context.Context, _ event.DeleteEvent, q queue) { poke(q) },
 		GenericFunc: func(_ context.Context, _ event.GenericEvent, q queue) { poke(q) },
 	}
+}
+
+// retries are how a reconciler tries again what failed: soon at first, and never less often than
+// every half minute.
+func retries() controller.Options {
+	return controller.Options{
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](planDelay, 30*time.Second),
+	}
+}
+
+// unlessStopping drops the error of work that was cut short because the process ends.
+func unlessStopping(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return nil
+	}
+	return err
 }
 
 // changed lets updates pass whose part differs. A kubelet updates its Node every few minutes, an

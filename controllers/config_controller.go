@@ -36,7 +36,7 @@ type ConfigReconciler struct {
 // SetupWithManager starts the reconciler with the manager.
 func (r *ConfigReconciler) SetupWithManager(mgr manager.Manager) error {
 	poke := pokeAfter(statusDelay)
-	err := builder.ControllerManagedBy(mgr).Named("config").
+	err := builder.ControllerManagedBy(mgr).Named("config").WithOptions(retries()).
 		Watches(&v1alpha1.BGPPeer{}, poke, builder.WithPredicates(changed(specPart))).
 		Watches(&v1alpha1.BGPConfiguration{}, poke, builder.WithPredicates(changed(specPart))).
 		Watches(&v1alpha1.FelixConfiguration{}, poke, builder.WithPredicates(changed(specPart))).
@@ -77,7 +77,7 @@ func (r *ConfigReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (
 	for i := range felixes.Items {
 		errs = append(errs, r.writeFelix(ctx, v, &felixes.Items[i]))
 	}
-	return reconcile.Result{}, errors.Join(errs...)
+	return reconcile.Result{}, unlessStopping(ctx, errors.Join(errs...))
 }
 
 func (r *ConfigReconciler) writePeer(ctx context.Context, v *view, cached *v1alpha1.BGPPeer) error {

@@ -56,7 +56,7 @@ type IPBlockReconciler struct {
 // SetupWithManager starts the reconciler with the manager.
 func (r *IPBlockReconciler) SetupWithManager(mgr manager.Manager) error {
 	poke := pokeAfter(planDelay)
-	err := builder.ControllerManagedBy(mgr).Named("ipblock").
+	err := builder.ControllerManagedBy(mgr).Named("ipblock").WithOptions(retries()).
 		Watches(&v1alpha1.IPPool{}, poke, builder.WithPredicates(changed(specPart))).
 		Watches(&v1alpha1.IPBlock{}, poke, builder.WithPredicates(changed(specPart))).
 		Watches(&v1alpha1.NodeStatus{}, poke, builder.WithPredicates(changed(blocksPart))).
@@ -88,7 +88,7 @@ func (r *IPBlockReconciler) Reconcile(ctx context.Context, _ reconcile.Request) 
 	if again {
 		wait = planDelay
 	}
-	return reconcile.Result{RequeueAfter: wait}, errors.Join(applyErr, reportErr)
+	return reconcile.Result{RequeueAfter: wait}, unlessStopping(ctx, errors.Join(applyErr, reportErr))
 }
 
 // observe lists everything. The objects are those of the cache: to be read only.
@@ -122,43 +122,44 @@ func byName[T any](items []T, name func(*T) string) map[string]*T {
 	return m
 }
 
-// apply writes the plan. again says that somebody else wrote first, so that a new plan is needed.
+// apply writes the plan. again says that somebody else wrote first: then the rest of the plan is
+// not worth applying, since it was made from what is no longer so.
 func (r *IPBlockReconciler) apply(ctx context.Context, o observed, p plan.Plan) (again bool, err error) {
+	live := liveState{reader: r.Live}
 	var errs []error
-	failed := func(err error) bool {
+	for _, write := range r.writes(o, p, &live) {
+		err := write(ctx)
 		switch {
 		case err == nil:
-			return false
 		case apierrors.IsAlreadyExists(err), apierrors.IsConflict(err):
 			r.Log.Info("another writer was first, planning again", "reason", err.Error())
-			again = true
-			return false
+			return true, errors.Join(errs...)
+		default:
+			errs = append(errs, err)
 		}
-		errs = append(errs, err)
-		return len(errs) >= maxFailures
+		if len(errs) >= maxFailures {
+			break
+		}
 	}
+	return false, errors.Join(errs...)
+}
+
+// writes are the plan's writes in their order.
+func (r *IPBlockReconciler) writes(o observed, p plan.Plan, live *liveState) []func(context.Context) error {
+	var writes []func(context.Context) error
 	for _, b := range p.Create {
-		if failed(r.create(ctx, b)) {
-			return again, errors.Join(errs...)
-		}
+		writes = append(writes, func(ctx context.Context) error { return r.create(ctx, b) })
 	}
 	for _, name := range p.Release {
-		if failed(r.release(ctx, o.blocks[name])) {
-			return again, errors.Join(errs...)
-		}
+		writes = append(writes, func(ctx context.Context) error { return r.release(ctx, o.blocks[name]) })
 	}
-	live := liveState{reader: r.Live}
 	for _, d := range p.Delete {
-		if failed(r.delete(ctx, &live, o.blocks[d.Name], d)) {
-			return again, errors.Join(errs...)
-		}
+		writes = append(writes, func(ctx context.Context) error { return r.delete(ctx, live, o.blocks[d.Name], d) })
 	}
 	for _, name := range p.Forget {
-		if failed(r.forget(ctx, &live, name)) {
-			return again, errors.Join(errs...)
-		}
+		writes = append(writes, func(ctx context.Context) error { return r.forget(ctx, live, name) })
 	}
-	return again, errors.Join(errs...)
+	return writes
 }
 
 func (r *IPBlockReconciler) create(ctx context.Context, b plan.Block) error {

@@ -205,9 +205,11 @@ type BGPPeerNodeStatus struct {
 type BGPPeerStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// sessions is how many nodes should peer, and established how many do.
+	// sessions is how many nodes should peer.
 	// +optional
-	Sessions    int32 `json:"sessions"`
+	Sessions int32 `json:"sessions"`
+	// established is how many of them do.
+	// +optional
 	Established int32 `json:"established"`
 	// nodes lists the sessions that are not established, at most 64.
 	// +optional

@@ -91,20 +91,26 @@ type NodeStatusStatus struct {
 	// +listType=map
 	// +listMapKey=name
 	Blocks []BlockStatus `json:"blocks,omitempty"`
-	// sessionsEstablished of sessionsTotal BGP sessions.
+	// sessionsEstablished is how many BGP sessions are established.
 	// +optional
 	SessionsEstablished int32 `json:"sessionsEstablished"`
-	SessionsTotal       int32 `json:"sessionsTotal"`
+	// sessionsTotal is how many BGP sessions there should be.
+	// +optional
+	SessionsTotal int32 `json:"sessionsTotal"`
 	// sessions are the BGP sessions of the node.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
 	Sessions []BGPSessionStatus `json:"sessions,omitempty"`
-	// pathsNative, pathsVXLAN and pathsNone count paths by method.
+	// pathsNative is how many paths are native.
 	// +optional
 	PathsNative int32 `json:"pathsNative"`
-	PathsVXLAN  int32 `json:"pathsVXLAN"`
-	PathsNone   int32 `json:"pathsNone"`
+	// pathsVXLAN is how many paths go by VXLAN.
+	// +optional
+	PathsVXLAN int32 `json:"pathsVXLAN"`
+	// pathsNone is how many paths do not work.
+	// +optional
+	PathsNone int32 `json:"pathsNone"`
 	// paths to every other node.
 	// +optional
 	// +listType=map
