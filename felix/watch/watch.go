@@ -16,6 +16,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -24,6 +25,7 @@ import (
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
@@ -56,15 +58,38 @@ func Scheme() (*runtime.Scheme, error) {
 	return s, v1alpha1.AddToScheme(s)
 }
 
+// Mapper knows the kinds of Scheme that an agent uses, so that no client has to ask an API server
+// that may be away.
+func Mapper(scheme *runtime.Scheme) (meta.RESTMapper, error) {
+	m := meta.NewDefaultRESTMapper(nil)
+	for obj, scope := range map[runtime.Object]meta.RESTScope{
+		&corev1.Node{}: meta.RESTScopeRoot, &corev1.Secret{}: meta.RESTScopeNamespace, &appsv1.DaemonSet{}: meta.RESTScopeNamespace,
+		&v1alpha1.IPPool{}: meta.RESTScopeRoot, &v1alpha1.IPBlock{}: meta.RESTScopeRoot, &v1alpha1.NodeStatus{}: meta.RESTScopeRoot,
+		&v1alpha1.BGPConfiguration{}: meta.RESTScopeRoot, &v1alpha1.BGPPeer{}: meta.RESTScopeRoot, &v1alpha1.FelixConfiguration{}: meta.RESTScopeRoot,
+	} {
+		gvk, err := apiutil.GVKForObject(obj, scheme)
+		if err != nil {
+			return nil, fmt.Errorf("map kinds: %w", err)
+		}
+		m.Add(gvk, scope)
+	}
+	return m, nil
+}
+
 // New makes a watcher; Run starts it.
 func New(cfg *rest.Config, opts Options) (*Watcher, error) {
 	scheme, err := Scheme()
 	if err != nil {
 		return nil, err
 	}
+	mapper, err := Mapper(scheme)
+	if err != nil {
+		return nil, err
+	}
 	here := map[string]cache.Config{opts.Namespace: {}}
 	c, err := cache.New(cfg, cache.Options{
 		Scheme:           scheme,
+		Mapper:           mapper,
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
 			&corev1.Node{}:   {Transform: trimNode},

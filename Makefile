@@ -1,0 +1,137 @@
+# heliograph: `make help` lists the targets.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo v0.0.0-dev)
+IMAGE   ?= ghcr.io/heliograph-dev/heliograph:dev
+GO      ?= go
+BIN     := $(CURDIR)/bin
+LDFLAGS := -s -w -X github.com/heliograph-dev/heliograph/internal/version.Version=$(VERSION)
+# What the lab caches outside of the tree: Kubernetes' binaries, which the tests use as well.
+CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heliograph-lab
+MODULES := . hack/lab test/bench test/e2e test/interop
+
+export CGO_ENABLED ?= 0
+
+## What runs
+
+.PHONY: lab
+lab: deps image bin/lab ## A real cluster on a real fabric, with heliograph in it: installs what it needs, builds, starts, proves it, and says where to look
+	$(BIN)/lab up
+	$(BIN)/lab smoke
+
+.PHONY: lab-down
+lab-down: bin/lab ## Remove every trace of the lab
+	$(BIN)/lab down
+
+.PHONY: test
+test: deps verify test-unit test-vm test-interop test-e2e ## Everything that a change must pass; also on a fresh machine
+	@echo "make test: all passed"
+
+## Build
+
+.PHONY: build
+build: bin/heliograph bin/heliograph-cni bin/portmap bin/kubectl-heliograph ## Build the binaries into bin/
+
+.PHONY: image
+image: build ## Write bin/heliograph.tar, a docker-archive of the one image, without a container engine
+	@$(GO) -C hack/lab run ./cmd/mkimage --ref $(IMAGE) --out $(BIN)/heliograph.tar --entrypoint /heliograph \
+		$(BIN)/heliograph:/heliograph:0755 $(BIN)/heliograph-cni:/cni/heliograph-cni:0755 $(BIN)/portmap:/cni/portmap:0755
+
+# go build knows best what is out of date.
+.PHONY: FORCE
+FORCE:
+
+bin/heliograph: FORCE
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ .
+
+bin/heliograph-cni: FORCE
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cni/heliograph-cni
+
+bin/portmap: FORCE
+	@$(GO) build -trimpath -ldflags '-s -w' -o $@ github.com/containernetworking/plugins/plugins/meta/portmap
+
+bin/kubectl-heliograph: bin/heliograph
+	@ln -sf heliograph $@
+
+bin/lab: FORCE
+	@$(GO) -C hack/lab build -o $(BIN)/lab .
+
+bin/controller-gen: hack/tools/go.mod
+	@$(GO) -C hack/tools build -o $(BIN)/controller-gen sigs.k8s.io/controller-tools/cmd/controller-gen
+
+bin/golangci-lint: hack/tools/go.mod
+	@echo "building golangci-lint (some minutes the first time)"
+	@$(GO) -C hack/tools build -o $(BIN)/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+.PHONY: deps
+deps: ## Install the Debian packages that lab and tests need; quick if they are there
+	@sh hack/deps.sh
+
+## Generated files
+
+.PHONY: generate
+generate: bin/controller-gen ## Regenerate deepcopy functions
+	@$(BIN)/controller-gen object paths=./api/...
+
+.PHONY: manifests
+manifests: bin/controller-gen ## Regenerate the CRDs
+	@$(BIN)/controller-gen crd paths=./api/... output:crd:dir=config/crd/bases
+
+## Checks
+
+.PHONY: lint
+lint: bin/golangci-lint ## Run the linters
+	@$(BIN)/golangci-lint run ./...
+	@cd hack/lab && $(BIN)/golangci-lint run ./...
+
+.PHONY: verify
+verify: lint ## Linters, import rules, generated files and go.mod files up to date
+	@hack/verify-generated.sh
+	@$(GO) test -count=1 ./internal/archtest
+	@for m in $(MODULES); do $(GO) -C $$m mod tidy -diff; done
+	@echo "make verify: ok"
+
+.PHONY: test-unit
+test-unit: kube ## All Go tests of all modules that need no lab: pure, in namespaces, and against a real API server
+	@echo "go test ./... with a real kernel and a real API server"
+	HELIOGRAPH_NO_SKIP=1 KUBEBUILDER_ASSETS=$(CACHE)/bin $(GO) test ./...
+	$(GO) -C hack/lab test ./...
+
+.PHONY: kube
+kube: bin/lab ## Build Kubernetes and the lab's images into the cache; quick if they are there
+	@$(BIN)/lab build
+
+.PHONY: test-vm
+test-vm: ## The kernel drivers' tests on a second kernel, Debian's, in QEMU
+	@hack/vm/build.sh
+	HELIOGRAPH_NO_SKIP=1 $(GO) test -exec $(CURDIR)/hack/vm/run $(VM_PACKAGES)
+
+VM_PACKAGES := ./felix/link ./felix/address ./felix/neigh ./felix/nexthop ./felix/route ./felix/nft ./felix/sysctl ./felix/conntrack
+
+.PHONY: test-interop
+test-interop: ## The speaker against FRR and BIRD
+	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/interop test -count=1 ./...
+
+.PHONY: test-e2e
+test-e2e: image bin/lab ## The smoke end-to-end tests in the lab; starts it if it is down, and then stops it again
+	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/e2e test -count=1 -timeout 30m ./...
+
+## Measures
+
+.PHONY: bench
+bench: $(addprefix bench-,routes cni) ## Measure against peers and physical limits: Markdown tables of ratios
+
+.PHONY: bench-%
+bench-%: build ## One part of bench
+	@$(GO) -C test/bench run ./cmd/bench $*
+
+.PHONY: tail
+tail: ## Print the ten longest functions, files and structs: a mirror, not a gate
+	@$(GO) run hack/tail.go .
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^## / {print "\n" substr($$0, 4) ":"} /^[a-zA-Z%-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package felix is the node agent: it makes a node's kernel and BGP speaker what the API's objects
+// ask for. It owns the order in which that happens and nothing else: reading is felix/watch's,
+// deciding felix/calc's, writing the drivers'.
+//
+//	K8s API ─▶ watch ─▶ snapshot ─▶ calc ─▶ desired ─▶ drivers ─▶ kernel
+//	                       ▲                    └─▶ bgp/speaker
+//	 kernel, BGP, pods ────┘  (these only poke: they are input of the next run, never commands)
+package felix
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/heliograph-dev/heliograph/bgp/speaker"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
+	"github.com/heliograph-dev/heliograph/felix/watch"
+)
+
+// Options configure an agent.
+type Options struct {
+	NodeName       string
+	Namespace      string // of heliograph
+	DaemonSet      string // of the agents
+	StateDir       string // /var/lib/heliograph
+	Socket         string // of the CNI plugin
+	SysctlRoot     string // /proc/sys/net, or where it is mounted
+	CNIBinDir      string // for uninstall
+	CNIConfDir     string // for uninstall
+	MetricsAddress string // of /metrics, /healthz and /readyz
+	Version        string
+	Config         *rest.Config
+	Log            *slog.Logger
+}
+
+// Agent is one node's agent.
+type Agent struct {
+	opts     Options
+	log      *slog.Logger
+	registry *prometheus.Registry
+	watcher  *watch.Watcher
+	speaker  *speaker.Speaker
+	drivers  drivers
+	monitor  *kernel.Monitor
+	pods     *pods
+	reporter *reporter
+	events   *events
+	loop     *loop
+	health   *health
+	heart    *heart
+	latest   *atomic.Pointer[Report]
+}
+
+// New opens what the agent needs from the node. It changes nothing yet.
+func New(ctx context.Context, opts Options) (*Agent, error) {
+	a := &Agent{opts: opts, log: opts.Log, registry: prometheus.NewRegistry(), heart: &heart{}}
+	a.heart.beat(time.Now())
+	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if err := a.openAPI(); err != nil {
+		return nil, err
+	}
+	var err error
+	if a.drivers, err = openDrivers(opts, a.log); err != nil {
+		return nil, err
+	}
+	a.monitor, err = kernel.NewMonitor(a.drivers.ownsPort, a.log)
+	if err != nil {
+		return nil, err
+	}
+	a.speaker = speaker.New(speaker.Options{}, a.log)
+	return a, a.wire(ctx)
+}
+
+// openAPI makes the clients. It talks to nobody yet: the API server may be away.
+func (a *Agent) openAPI() error {
+	var err error
+	a.watcher, err = watch.New(a.opts.Config, watch.Options{
+		Namespace: a.opts.Namespace, DaemonSet: a.opts.DaemonSet,
+		Path: a.opts.StateDir + "/snapshot.json", Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	scheme, err := watch.Scheme()
+	if err != nil {
+		return err
+	}
+	mapper, err := watch.Mapper(scheme)
+	if err != nil {
+		return err
+	}
+	c, err := client.New(a.opts.Config, client.Options{Scheme: scheme, Mapper: mapper})
+	if err != nil {
+		return fmt.Errorf("make API client: %w", err)
+	}
+	a.reporter = newReporter(c, a.opts.NodeName, a.log)
+	a.events, err = newEvents(a.opts.Config, scheme, a.opts.NodeName)
+	return err
+}
+
+// wire connects the parts.
+func (a *Agent) wire(ctx context.Context) error {
+	a.latest = &a.reporter.latest
+	m, err := newMetrics(a.registry, a.opts.Version, a.latest, a.reporter.reachable.Load)
+	if err != nil {
+		return err
+	}
+	adopted, err := a.drivers.adopt(ctx)
+	if err != nil {
+		return err
+	}
+	a.loop = &loop{
+		node: a.opts.NodeName, version: a.opts.Version, log: a.log,
+		source: a.watcher, speaker: a.speaker, links: a.drivers.links,
+		dataplane: newDataplane(a.drivers, m, func() { a.heart.beat(time.Now()) }),
+		monitor:   a.monitor, nftPokes: a.drivers.nftPokes,
+		gate: &gate{}, heart: a.heart, metrics: m, publish: a.reporter.publish, onChange: a.events.pathsChanged, adopted: adopted,
+		clock: pathClock{},
+	}
+	a.pods, err = openPods(a)
+	if err != nil {
+		return err
+	}
+	a.loop.pods, a.loop.podPokes = a.pods.store, a.pods.pokes
+	a.health = &health{
+		alive: func() error { return a.heart.check(time.Now()) }, ready: a.ready, gatherer: a.registry, log: a.log,
+	}
+	return nil
+}
+
+// errNotInSync is why an agent is not ready.
+var errNotInSync = errors.New("the dataplane is not in sync yet")
+
+// ready says whether the node's network is as the API asks.
+func (a *Agent) ready() error {
+	r := a.latest.Load()
+	if r == nil || !r.InSync {
+		return errNotInSync
+	}
+	return nil
+}
+
+// Run runs the agent until ctx ends. What it programmed stays: the kernel goes on forwarding
+// without it, and the next agent takes it over. Only if heliograph is being uninstalled all of it
+// is taken away.
+func (a *Agent) Run(ctx context.Context) error {
+	a.log.Info("agent starts", "node", a.opts.NodeName, "version", a.opts.Version, "takesOver", a.loop.adopted.restarting)
+	inner, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var running sync.WaitGroup
+	for name, part := range map[string]func(context.Context) error{
+		"watch": a.watcher.Run, "kernel monitor": a.monitor.Run, "nft monitor": a.drivers.monitorNFT, "loop": a.loop.run,
+		"cni socket": a.pods.run, "events": a.events.run,
+		"reporter": func(ctx context.Context) error { a.reporter.run(ctx); return nil },
+		"health":   func(ctx context.Context) error { return a.health.serve(ctx, a.opts.MetricsAddress) },
+	} {
+		running.Go(func() {
+			if err := part(inner); err != nil && inner.Err() == nil {
+				cancel(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	<-inner.Done()
+	err := context.Cause(inner)
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	running.Wait()
+	// The context has ended, but saying goodbye takes a moment of its own.
+	farewell, done := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+	defer done()
+	return errors.Join(err, a.stop(farewell))
+}
+
+// stop leaves the BGP sessions so that peers keep our routes (RFC 4724), unless we go for good.
+func (a *Agent) stop(ctx context.Context) error {
+	uninstall := a.watcher.Uninstalling()
+	a.log.Info("agent stops", "uninstall", uninstall)
+	errs := []error{a.speaker.Stop(ctx, !uninstall), a.pods.close()}
+	if uninstall {
+		errs = append(errs, a.uninstall(ctx))
+	}
+	return errors.Join(errs...)
+}

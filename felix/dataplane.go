@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package felix
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/heliograph-dev/heliograph/cni/podnet"
+	"github.com/heliograph-dev/heliograph/felix/calc"
+	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
+)
+
+// Driver keeps one kernel subsystem equal to its desired values.
+type Driver interface {
+	QueueResync()
+	Apply(ctx context.Context) error
+	Status() []desired.Status
+}
+
+// step is one driver in the order of Apply.
+type step struct {
+	name   string
+	driver Driver
+	kinds  kernel.Kind // pokes that make it read the kernel again
+	apply  func(context.Context) error
+}
+
+// dataplane applies all drivers in order.
+type dataplane struct {
+	drivers
+	steps   []step
+	metrics *metrics
+	beat    func()
+	remote  calc.RemoteState
+	local   calc.LocalState
+	failed  map[string]error // of the last apply, by step
+}
+
+func newDataplane(d drivers, m *metrics, beat func()) *dataplane {
+	dp := &dataplane{drivers: d, metrics: m, beat: beat}
+	dp.steps = []step{
+		// The base chains drop what comes from or goes to a device that nobody knows: first of all,
+		// fail closed. A pod's device is let in by the same transaction that knows its addresses.
+		{name: "nft", driver: d.nft},
+		// Forwarding before there is anything to forward.
+		{name: "sysctl", driver: d.sysctl, kinds: kernel.Link},
+		// Tunnels stand before they are needed, ...
+		{name: "link", driver: d.link, kinds: kernel.Link},
+		// ... the node's own addresses before the routes that prefer them as their source, ...
+		{name: "address", driver: d.address, kinds: kernel.Address},
+		// ... and neighbours before the routes that lead to them.
+		{name: "neigh", driver: d.neigh, kinds: kernel.Neighbour | kernel.Link},
+		// A change of path happens here, in one message per node and family.
+		{name: "nexthop", driver: d.nexthop, kinds: kernel.Nexthop, apply: dp.applyNexthops},
+		{name: "route", driver: d.route, kinds: kernel.Route, apply: dp.applyRoutes},
+	}
+	return dp
+}
+
+// setRemote and setLocal store; they touch no kernel.
+func (d *dataplane) setRemote(s calc.RemoteState) {
+	d.remote = s
+	d.link.SetDesired(s.VXLANs)
+	d.address.SetOwned(s.NFT.NoNAT)
+	d.address.SetDesired(s.Addresses)
+	d.neigh.SetDesired(s.Neighbours, s.FDB)
+	d.nexthop.SetDesired(s.Nexthops)
+	d.route.SetDesiredPart("remote", s.Routes)
+	d.setShared()
+}
+
+func (d *dataplane) setLocal(s calc.LocalState) {
+	d.local = s
+	d.route.SetDesiredPart("local", s.Routes)
+	d.setShared()
+}
+
+// setShared stores what follows from both halves.
+func (d *dataplane) setShared() {
+	f := d.remote.NFT
+	f.Workloads = d.local.Workloads
+	d.nft.SetDesired(f)
+	sysctls := slices.Clone(d.remote.Sysctls)
+	for _, w := range d.local.Workloads {
+		sysctls = append(sysctls, podnet.Sysctls(w.Device)...)
+	}
+	d.sysctl.SetDesired(sysctls)
+}
+
+// queueResync makes the drivers that a poke concerns read the kernel again.
+func (d *dataplane) queueResync(kinds kernel.Kind) {
+	for _, s := range d.steps {
+		if kinds == kernel.All || s.kinds&kinds != 0 {
+			s.driver.QueueResync()
+		}
+	}
+}
+
+// apply makes the kernel as desired. One driver's failure does not stop the others: what they can
+// do, they do, and the failure is tried again.
+func (d *dataplane) apply(ctx context.Context) error {
+	var errs []error
+	d.failed = map[string]error{}
+	for _, s := range d.steps {
+		run := s.driver.Apply
+		if s.apply != nil {
+			run = s.apply
+		}
+		start := time.Now()
+		err := run(ctx)
+		pending := 0
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
+			d.failed[s.name] = err
+			pending = len(unfinished(s.driver))
+		}
+		d.metrics.observeApply(s.name, time.Since(start), err, pending)
+		d.beat()
+	}
+	return errors.Join(errs...)
+}
+
+// applyNexthops tells the routes if objects vanished: the kernel deletes the routes with them, and
+// says nothing.
+func (d *dataplane) applyNexthops(ctx context.Context) error {
+	err := d.nexthop.Apply(ctx)
+	if d.nexthop.RoutesLost() {
+		d.route.QueueResync()
+	}
+	return err
+}
+
+// applyRoutes deletes unused nexthop objects after the routes have left them; not after a failure,
+// since the kernel would delete the routes that could not leave.
+func (d *dataplane) applyRoutes(ctx context.Context) error {
+	if err := d.route.Apply(ctx); err != nil {
+		return err
+	}
+	return d.nexthop.ApplyDeletes(ctx)
+}
+
+// problems lists what is not as it should be, for status.
+func (d *dataplane) problems() []string {
+	var out []string
+	for _, s := range d.steps {
+		if d.failed[s.name] == nil {
+			continue
+		}
+		for _, o := range unfinished(s.driver) {
+			out = append(out, fmt.Sprintf("%s: %s", o.Object, o.Error))
+		}
+	}
+	return out
+}
+
+// unfinished returns what a driver could not bring about.
+func unfinished(d Driver) []desired.Status {
+	var out []desired.Status
+	for _, s := range d.Status() {
+		if s.Phase == desired.Failed {
+			out = append(out, s)
+		}
+	}
+	return out
+}

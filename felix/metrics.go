@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package felix
+
+import (
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/heliograph-dev/heliograph/bgp"
+)
+
+// metrics are the agent's own, and those read off the last report when somebody scrapes.
+type metrics struct {
+	report *atomic.Pointer[Report]
+
+	applySeconds *prometheus.HistogramVec
+	applyErrors  *prometheus.CounterVec
+	pending      *prometheus.GaugeVec
+	runSeconds   prometheus.Histogram
+	pathChanges  *prometheus.CounterVec
+
+	sessionUp, sessionSince, prefixesIn, prefixesOut, prefixesRejected, sessionFlaps *prometheus.Desc
+	path, pathSince, routes, inSync, apiReachable, generation                        *prometheus.Desc
+	reachable                                                                        func() bool
+}
+
+func newMetrics(reg prometheus.Registerer, version string, report *atomic.Pointer[Report], reachable func() bool) (*metrics, error) {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("heliograph_"+name, help, labels, nil)
+	}
+	session := []string{"peer", "address", "asn"}
+	m := &metrics{
+		report: report, reachable: reachable,
+		applySeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "heliograph_driver_apply_duration_seconds", Help: "Time to bring one kernel subsystem up to date.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
+		}, []string{"driver"}),
+		applyErrors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "heliograph_driver_apply_errors_total", Help: "Failed attempts to bring one kernel subsystem up to date.",
+		}, []string{"driver"}),
+		pending: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "heliograph_driver_pending_objects", Help: "Kernel objects that are not as they should be.",
+		}, []string{"driver"}),
+		runSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "heliograph_loop_duration_seconds", Help: "Time of one run of the agent's loop, from facts to kernel.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 4, 9),
+		}),
+		pathChanges: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "heliograph_path_changes_total", Help: "Changes of the method by which remote nodes are reached, by new method.",
+		}, []string{"family", "method"}),
+		sessionUp:        desc("bgp_session_up", "1 while the BGP session is established.", append(session, "state")...),
+		sessionSince:     desc("bgp_session_since_seconds", "Unix time at which the session last came up or went down.", session...),
+		prefixesIn:       desc("bgp_prefixes_in", "Routes accepted from the peer.", session...),
+		prefixesOut:      desc("bgp_prefixes_out", "Routes sent to the peer.", session...),
+		prefixesRejected: desc("bgp_prefixes_rejected", "Routes of the peer that are refused: by the import filter, or since the peer does not own them.", session...),
+		sessionFlaps:     desc("bgp_session_flaps_total", "How often the session went down.", session...),
+		path:             desc("path_info", "1 for the method by which the node is reached.", "node", "family", "method"),
+		pathSince:        desc("path_since_seconds", "Unix time since which the node is reached by its present method.", "node", "family"),
+		routes:           desc("routes", "Routes that the agent wants in the kernel.", "family", "method"),
+		inSync:           desc("in_sync", "1 while the kernel is as it should be."),
+		apiReachable:     desc("apiserver_reachable", "1 while the API server answers."),
+		generation:       desc("loop_runs_total", "Runs of the agent's loop."),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "heliograph_build_info", Help: "1, with the version of the program.", ConstLabels: prometheus.Labels{"version": version},
+	})
+	build.Set(1)
+	for _, c := range []prometheus.Collector{m, build, m.applySeconds, m.applyErrors, m.pending, m.runSeconds, m.pathChanges} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		m.sessionUp, m.sessionSince, m.prefixesIn, m.prefixesOut, m.prefixesRejected, m.sessionFlaps,
+		m.path, m.pathSince, m.routes, m.inSync, m.apiReachable, m.generation,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(m.apiReachable, boolean(m.reachable()))
+	r := m.report.Load()
+	if r == nil {
+		gauge(m.inSync, 0)
+		return
+	}
+	gauge(m.inSync, boolean(r.InSync))
+	ch <- prometheus.MustNewConstMetric(m.generation, prometheus.CounterValue, float64(r.Generation))
+	for _, s := range r.BGP.Sessions {
+		m.collectSession(ch, gauge, r, s)
+	}
+	for _, p := range r.Paths {
+		gauge(m.path, 1, p.Node, p.Family.String(), string(p.Method))
+		gauge(m.pathSince, seconds(p.Since), p.Node, p.Family.String())
+	}
+	for class, n := range r.Routes {
+		gauge(m.routes, float64(n), class.Family.String(), class.Method)
+	}
+}
+
+func (m *metrics) collectSession(ch chan<- prometheus.Metric, gauge func(*prometheus.Desc, float64, ...string), r *Report, s bgp.Session) {
+	asn := strconv.FormatUint(uint64(s.ASN), 10)
+	labels := []string{s.Peer, s.Address.String(), asn}
+	gauge(m.sessionUp, boolean(s.State == bgp.StateEstablished), append(labels, string(s.State))...)
+	gauge(m.sessionSince, seconds(s.Since), labels...)
+	gauge(m.prefixesIn, float64(s.PrefixesIn), labels...)
+	gauge(m.prefixesOut, float64(s.PrefixesOut), labels...)
+	gauge(m.prefixesRejected, float64(s.Rejected+r.Refused[s.Address]), labels...)
+	ch <- prometheus.MustNewConstMetric(m.sessionFlaps, prometheus.CounterValue, float64(s.Flaps), labels...)
+}
+
+// observeChanges counts paths that changed their method.
+func (m *metrics) observeChanges(changed []PathReport) {
+	for _, p := range changed {
+		m.pathChanges.WithLabelValues(p.Family.String(), string(p.Method)).Inc()
+	}
+}
+
+// observeApply notes one driver's run.
+func (m *metrics) observeApply(driver string, took time.Duration, err error, pending int) {
+	m.applySeconds.WithLabelValues(driver).Observe(took.Seconds())
+	m.pending.WithLabelValues(driver).Set(float64(pending))
+	if err != nil {
+		m.applyErrors.WithLabelValues(driver).Inc()
+	}
+}
+
+func boolean(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func seconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package felix
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"sync"
+
+	"github.com/heliograph-dev/heliograph/cni/ipam/store"
+	"github.com/heliograph-dev/heliograph/cni/podnet"
+	"github.com/heliograph-dev/heliograph/felix/conntrack"
+	"github.com/heliograph-dev/heliograph/felix/localapi"
+	"github.com/heliograph-dev/heliograph/felix/workload"
+)
+
+// pods is the part of the agent that serves the CNI plugin.
+type pods struct {
+	store   *store.Store
+	net     *podnet.Net
+	manager *workload.Manager
+	server  *localapi.Server
+	pokes   chan struct{}
+}
+
+// openPods opens the allocator and the socket's server, and ties them to the loop.
+func openPods(a *Agent) (*pods, error) {
+	p := &pods{pokes: make(chan struct{}, 1)}
+	var err error
+	if p.net, err = podnet.New(); err != nil {
+		return nil, fmt.Errorf("open netlink socket for pods: %w", err)
+	}
+	p.store, err = store.Open(store.Options{
+		Path: filepath.Join(a.opts.StateDir, "ipam.db"), Kernel: workload.FromKernel(p.net), Log: a.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open address store: %w", err)
+	}
+	flows, err := conntrack.Open()
+	if err != nil {
+		return nil, fmt.Errorf("open conntrack: %w", err)
+	}
+	tracked := conntrack.New(flows)
+	p.manager = workload.New(workload.Options{
+		Store: p.store, Interfaces: p.net, StateDir: a.opts.StateDir, Log: a.log,
+		Hooks: workload.Hooks{
+			Poke: p.poke,
+			Sync: func(ctx context.Context) error {
+				round := a.loop.gate.join()
+				p.poke()
+				return round.wait(ctx)
+			},
+			Ready: a.acceptsPods,
+			FlushConntrack: func(ip netip.Addr) error {
+				_, err := tracked.DeleteByIP(context.Background(), ip)
+				return err
+			},
+			MTU: a.podMTU,
+		},
+	})
+	p.server, err = localapi.New(p.manager, a.opts.Socket, a.log, a.registry)
+	if err != nil {
+		return nil, err
+	}
+	return p, a.registry.Register(workload.UsageCollector{Usage: p.store.Usage})
+}
+
+func (p *pods) poke() {
+	select {
+	case p.pokes <- struct{}{}:
+	default:
+	}
+}
+
+// run serves the plugin until ctx ends.
+func (p *pods) run(ctx context.Context) error {
+	if err := p.manager.Sweep(ctx); err != nil {
+		return fmt.Errorf("finish what an earlier agent left: %w", err)
+	}
+	var sweeping sync.WaitGroup
+	sweeping.Go(func() { p.manager.Run(ctx) })
+	defer sweeping.Wait()
+	return p.server.Serve(ctx)
+}
+
+func (p *pods) close() error { return errors.Join(p.store.Close(), p.net.Close()) }
+
+// errNoFacts is why no pod can be connected yet.
+var errNoFacts = errors.New("the agent has not programmed the node yet")
+
+// acceptsPods says whether this node can take new pods: whether its filter and routes stand. A peer
+// that is down, or a route of another node that the kernel refuses, is no reason to refuse a pod.
+func (a *Agent) acceptsPods() error {
+	if a.latest.Load() == nil {
+		return errNoFacts
+	}
+	return nil
+}
+
+// podMTU is that of new pods; 0, the kernel's default, before the first run.
+func (a *Agent) podMTU() int {
+	if r := a.latest.Load(); r != nil {
+		return r.MTU
+	}
+	return 0
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package felix
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/bgp"
+	"github.com/heliograph-dev/heliograph/felix/calc"
+)
+
+// maxProblems bounds the list in a NodeStatus.
+const maxProblems = 32
+
+// Report is what the agent knows of itself after a run of its loop. It is immutable.
+type Report struct {
+	Version    string
+	NodeIPs    []netip.Addr
+	PodIPs     []netip.Addr
+	Blocks     []BlockUse
+	BGP        bgp.Snapshot
+	Refused    map[netip.Addr]int64
+	Paths      []PathReport
+	Routes     map[RouteClass]int
+	MTU        int  // of pods
+	InSync     bool // the kernel is as it should be
+	FromDisk   bool // the objects are from the copy on disk: the API server has not been seen yet
+	Problems   []string
+	Generation uint64 // counts runs of the loop
+}
+
+// BlockUse is the use of one block of this node.
+type BlockUse struct {
+	Name, Pool string
+	CIDR       netip.Prefix
+	InUse      int
+}
+
+// PathReport is a path and how long it has been so.
+type PathReport struct {
+	calc.Path
+	Since time.Time
+}
+
+// RouteClass is the label set of the route metric.
+type RouteClass struct {
+	Method string // native, vxlan, local, blackhole
+	Family bgp.Family
+}
+
+// pathClock remembers since when each path has had its method: the one thing about paths that does
+// not follow from present facts.
+type pathClock map[pathKey]PathReport
+
+type pathKey struct {
+	node   string
+	family bgp.Family
+}
+
+// update returns the paths with their times, and those whose method changed, with the old one.
+func (c *pathClock) update(paths []calc.Path, now time.Time) (all, changed []PathReport) {
+	next := make(pathClock, len(paths))
+	for _, p := range paths {
+		k := pathKey{p.Node, p.Family}
+		before, known := (*c)[k]
+		r := PathReport{Path: p, Since: now}
+		if known && before.Method == p.Method {
+			r.Since = before.Since
+		}
+		if known && before.Method != p.Method {
+			changed = append(changed, r)
+		}
+		next[k] = r
+		all = append(all, r)
+	}
+	*c = next
+	return all, changed
+}
+
+// nodeStatus translates a report for the API.
+func (r *Report) nodeStatus() v1alpha1.NodeStatusStatus {
+	s := v1alpha1.NodeStatusStatus{
+		Version: r.Version, NodeIPs: texts(r.NodeIPs), PodNetworkIPs: texts(r.PodIPs),
+		SessionsTotal: int32(len(r.BGP.Sessions)), //nolint:gosec // few
+		Problems:      r.Problems,
+	}
+	if len(s.Problems) > maxProblems {
+		s.Problems = s.Problems[:maxProblems]
+	}
+	for _, b := range r.Blocks {
+		s.Blocks = append(s.Blocks, v1alpha1.BlockStatus{Name: b.Name, CIDR: b.CIDR.String(), Pool: b.Pool, InUse: int64(b.InUse)})
+	}
+	slices.SortFunc(s.Blocks, func(a, b v1alpha1.BlockStatus) int { return cmp.Compare(a.Name, b.Name) })
+	for _, session := range r.BGP.Sessions {
+		if session.State == bgp.StateEstablished {
+			s.SessionsEstablished++
+		}
+		s.Sessions = append(s.Sessions, r.sessionStatus(session))
+	}
+	for _, p := range r.Paths {
+		s.Paths = append(s.Paths, v1alpha1.PathStatus{
+			Node: p.Node, Family: p.Family.String(), Method: p.Method, NextHops: texts(p.NextHops),
+			Reason: p.Reason, Since: timeOf(p.Since),
+		})
+		switch p.Method {
+		case v1alpha1.PathNative:
+			s.PathsNative++
+		case v1alpha1.PathVXLAN:
+			s.PathsVXLAN++
+		case v1alpha1.PathNone:
+			s.PathsNone++
+		}
+	}
+	s.Conditions = []metav1.Condition{r.readyCondition()}
+	return s
+}
+
+func (r *Report) sessionStatus(s bgp.Session) v1alpha1.BGPSessionStatus {
+	return v1alpha1.BGPSessionStatus{
+		Name: s.Peer, PeerIP: s.Address.String(), ASNumber: int64(s.ASN), State: string(s.State),
+		Since: timeOf(s.Since), PrefixesIn: s.PrefixesIn, PrefixesOut: s.PrefixesOut,
+		Rejected: s.Rejected + r.Refused[s.Address], Flaps: s.Flaps, LastError: s.LastError,
+	}
+}
+
+func (r *Report) readyCondition() metav1.Condition {
+	c := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "InSync", Message: "the dataplane is in sync"}
+	if !r.InSync {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "OutOfSync", "the dataplane is not in sync: see problems"
+	}
+	return c
+}
+
+func texts(addrs []netip.Addr) []string {
+	var out []string
+	for _, a := range addrs {
+		out = append(out, a.String())
+	}
+	return out
+}
+
+// timeOf rounds to the second, as the API does, so that what was written compares equal to what is
+// read back.
+func timeOf(t time.Time) *metav1.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &metav1.Time{Time: t.UTC().Truncate(time.Second)}
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"testing"
+	"time"
+)
+
+// pinger sends an echo request every 10 ms from one pod to another, and afterwards says what was lost.
+type pinger struct {
+	name string
+	run  *background
+}
+
+// ping begins to ping. It ends by itself after the given time: loops are bounded.
+func ping(t *testing.T, from pod, to netip.Addr, lasting time.Duration) *pinger {
+	t.Helper()
+	count := strconv.Itoa(int(lasting / (10 * time.Millisecond)))
+	return &pinger{
+		name: fmt.Sprintf("%s → %s", from.name, to),
+		run:  start(t, from.in("ping", "-n", "-D", "-i", "0.01", "-W", "1", "-c", count, to.String())...),
+	}
+}
+
+// pingBothWays pings each way in both families.
+func pingBothWays(t *testing.T, a, b pod, lasting time.Duration) []*pinger {
+	t.Helper()
+	return []*pinger{
+		ping(t, a, b.ip4, lasting), ping(t, b, a.ip4, lasting),
+		ping(t, a, b.ip6, lasting), ping(t, b, a.ip6, lasting),
+	}
+}
+
+var (
+	summary  = regexp.MustCompile(`(\d+) packets transmitted, (\d+) received`)
+	sequence = regexp.MustCompile(`icmp_seq=(\d+) `)
+)
+
+// result is what a pinger saw.
+type result struct {
+	sent, received int
+	gap            time.Duration // the longest time without an answer, beyond the 10 ms between two
+}
+
+func (r result) lost() int { return r.sent - r.received }
+
+func (p *pinger) stop(t *testing.T) result {
+	t.Helper()
+	return p.parse(t, p.run.stop())
+}
+
+func (p *pinger) parse(t *testing.T, out string) result {
+	t.Helper()
+	m := summary.FindStringSubmatch(out)
+	if m == nil {
+		t.Fatalf("ping %s: no summary in\n%s", p.name, out)
+	}
+	var r result
+	r.sent, _ = strconv.Atoi(m[1])
+	r.received, _ = strconv.Atoi(m[2])
+	last := 0
+	for _, s := range sequence.FindAllStringSubmatch(out, -1) {
+		n, _ := strconv.Atoi(s[1])
+		if n > last+1 {
+			r.gap = max(r.gap, time.Duration(n-last-1)*10*time.Millisecond)
+		}
+		last = max(last, n)
+	}
+	return r
+}
+
+// wantNoneLost stops the pingers and fails if one lost an answer. The last request may still be
+// under way when ping is interrupted.
+func wantNoneLost(t *testing.T, pingers []*pinger) {
+	t.Helper()
+	for _, p := range pingers {
+		r := p.stop(t)
+		t.Logf("ping %s: %d sent, %d received, longest gap %s", p.name, r.sent, r.received, r.gap)
+		if r.lost() > 1 || r.gap > 0 {
+			t.Errorf("ping %s: %d of %d lost, longest gap %s; want none", p.name, r.lost(), r.sent, r.gap)
+		}
+		if r.received < 100 {
+			t.Errorf("ping %s: only %d answers: the test saw nothing", p.name, r.received)
+		}
+	}
+}
