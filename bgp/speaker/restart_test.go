@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -200,10 +201,26 @@ func TestStaleRoutes(t *testing.T) {
 			n, r := start(t, both)
 			_ = r.conn.Close()
 			n.waitRoutes(allStale)
-			// GoBGP forgets its own copy when such an attempt fails; ours must stay.
-			r = dialRaw(t, n, "127.0.0.9", 65101, both) // wait until it listens again
-			_ = r.conn.Close()
-			n.waitRoutes("")
+			// GoBGP drops its own copy when such an attempt fails; ours must stay.
+			raw := &node{addr: r.addr}
+			for range 2 {
+				var conn net.Conn
+				n.wait("an attempt to come back", func() bool {
+					if n.session(raw).State == bgp.StateOpenSent {
+						return true
+					}
+					if conn != nil {
+						_ = conn.Close()
+					}
+					conn, _ = (&net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(r.addr, 0))}).Dial("tcp4", netip.AddrPortFrom(n.addr, testPort).String())
+					return false
+				})
+				_ = conn.Close()
+				n.waitState(raw, bgp.StateIdle)
+				n.waitRoutes(allStale)
+			}
+			dialRaw(t, n, "127.0.0.9", 65101, both).endOfRIB(packet.RF_IPv4_UC)
+			n.waitRoutes("fd00:8::/64>2001:db8::1<127.0.0.9!stale")
 		},
 		"notification": func(t *testing.T) {
 			n, r := start(t, both)

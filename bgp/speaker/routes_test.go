@@ -115,7 +115,7 @@ func TestTooManyPrefixes(t *testing.T) {
 		r.announce("172.16.0.0/24", "192.0.2.1") // refused, but it counts
 		n.waitRoutes("")
 		n.wait("why", func() bool {
-			return n.Snapshot().Sessions[0].LastError == "sent Cease/Maximum Number of Prefixes Reached"
+			return n.Snapshot().Sessions[0].LastError == "peer sent too many prefixes"
 		})
 		<-r.gone
 		again := dialRaw(t, n, "127.0.0.9", 65101)

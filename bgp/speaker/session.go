@@ -44,10 +44,10 @@ type route struct {
 // refuse tells why a route is not accepted, or nothing.
 func (s *session) refuse(prefix netip.Prefix, r route) string {
 	switch {
-	case !s.accept.accepts(prefix):
-		return "prefix is not accepted from this peer"
 	case r.ownASN > s.peer.AllowOwnASN:
 		return "own AS number in AS_PATH"
+	case !s.accept.accepts(prefix):
+		return "prefix is not accepted from this peer"
 	case !r.nextHop.IsValid():
 		return "no usable next hop"
 	}
@@ -79,7 +79,8 @@ func (s *session) stopTimer() {
 	}
 }
 
-// logRefused says once that a peer sends what is refused, and once that it no longer does.
+// logRefused says once that a peer sends what is refused, and once that it no longer does. It is no
+// warning: FRR sends us back what it learned from us.
 func (s *session) logRefused(log *slog.Logger) {
 	if (s.refused > 0) == s.refusedLogged {
 		return
@@ -91,7 +92,7 @@ func (s *session) logRefused(log *slog.Logger) {
 	}
 	for prefix, r := range s.routes {
 		if r.refused != "" {
-			log.Warn("bgp routes refused", "peer", s.peer.Name, "routes", s.refused, "for example", prefix, "because", r.refused)
+			log.Info("bgp routes refused", "peer", s.peer.Name, "routes", s.refused, "example", prefix, "because", r.refused)
 			return
 		}
 	}

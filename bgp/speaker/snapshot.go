@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
+	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
 )
@@ -20,15 +21,20 @@ func (v *view) snapshot() bgp.Snapshot {
 	if v.cached != nil {
 		return *v.cached
 	}
+	start := time.Now()
 	if len(v.dirty) > 0 {
 		v.paths = merge(v.paths, v.dirty, v.path)
 		clear(v.dirty)
 	}
-	out := &bgp.Snapshot{Running: v.running, Paths: v.paths, Sessions: make([]bgp.Session, 0, len(v.sessions))}
-	for _, addr := range slices.SortedFunc(maps.Keys(v.sessions), netip.Addr.Compare) {
+	if v.order == nil {
+		v.order = slices.SortedFunc(maps.Keys(v.sessions), netip.Addr.Compare)
+	}
+	out := &bgp.Snapshot{Running: v.running, Paths: v.paths, Sessions: make([]bgp.Session, 0, len(v.order))}
+	for _, addr := range v.order {
 		out.Sessions = append(out.Sessions, v.sessions[addr].status(v.origins))
 	}
 	v.cached = out
+	v.cost = time.Since(start)
 	return *out
 }
 

@@ -16,6 +16,10 @@ import (
 const (
 	// pokeDelay gathers what arrives together into one poke.
 	pokeDelay = time.Millisecond
+	// restAfterSnapshot is how many times as long as a snapshot takes to make the next poke waits
+	// after the last, at most maxPokeDelay: a storm of routes must not be a storm of snapshots.
+	restAfterSnapshot = 10
+	maxPokeDelay      = 50 * time.Millisecond
 	// endOfRIBWait bounds how long stale routes wait for End-of-RIB once their peer is back. FRR
 	// may hold its own routes back for 360 s.
 	endOfRIBWait = 400 * time.Second
@@ -37,8 +41,12 @@ type view struct {
 	paths  []bgp.Path            // of the last snapshot: never written again
 	dirty  map[routeKey]struct{} // what may differ from paths
 	cached *bgp.Snapshot         // nil: something changed
-	armed  bool                  // a poke is on its way
+	order  []netip.Addr          // of the sessions; nil: they changed
 	downs  chan struct{}         // closed and made anew when a session goes down
+
+	armed    bool // a poke is on its way
+	lastPoke time.Time
+	cost     time.Duration // of the last snapshot
 }
 
 // routeKey is one route of one peer.
@@ -69,6 +77,7 @@ func (v *view) reset(running bool) int {
 		v.dropAll(s)
 		delete(v.sessions, addr)
 	}
+	v.order = nil
 	v.origins = [2]int64{}
 	v.touch()
 	return v.generation
@@ -81,12 +90,14 @@ func (v *view) touch() {
 		return
 	}
 	v.armed = true
-	time.AfterFunc(pokeDelay, v.poke)
+	rest := time.Until(v.lastPoke.Add(restAfterSnapshot * v.cost))
+	time.AfterFunc(max(pokeDelay, min(rest, maxPokeDelay)), v.poke)
 }
 
 func (v *view) poke() {
 	v.mu.Lock()
 	v.armed = false
+	v.lastPoke = time.Now()
 	for _, s := range v.sessions {
 		s.logRefused(v.log)
 	}
@@ -105,6 +116,7 @@ func (v *view) setPeer(p bgp.Peer) {
 	if s == nil {
 		s = &session{state: bgp.StateIdle, since: time.Now(), routes: map[netip.Prefix]route{}}
 		v.sessions[p.Address] = s
+		v.order = nil
 	} else if reflect.DeepEqual(s.peer, p) {
 		return // Apply is repeated often, and must not poke for nothing
 	}
@@ -141,6 +153,7 @@ func (v *view) retainPeers(want map[netip.Addr]bool) {
 			s.stopTimer()
 			v.dropAll(s)
 			delete(v.sessions, addr)
+			v.order = nil
 			v.touch()
 		}
 	}
