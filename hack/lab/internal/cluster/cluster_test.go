@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
-	"io"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -204,7 +204,7 @@ func TestHostLife(t *testing.T) {
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == host.HolderArg {
 		if err := host.Hold(os.Stdin, os.Stdout); err != nil {
-			io.WriteString(os.Stderr, err.Error())
+			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 	}

@@ -12,7 +12,7 @@ import (
 
 var controlPrivate = []string{"/run"}
 
-// ForwarderArg, as the first argument, makes the lab's binary the forwarder.
+// ForwarderArg as the first argument makes the lab's binary the forwarder.
 const ForwarderArg = "__forward"
 
 // preferredPort is where kubectl finds the API server, unless it is taken.
@@ -90,7 +90,7 @@ func (l *Lab) ensureForwarder(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for the forwarder: %w", err)
 	}
-	defer ln.Close()
+	defer func() { _ = ln.Close() }()
 	f, err := ln.(*net.TCPListener).File()
 	if err != nil {
 		return fmt.Errorf("pass on the forwarder's socket: %w", err)
@@ -113,7 +113,7 @@ func pickPort() (int, error) {
 		if err != nil {
 			continue
 		}
-		defer ln.Close()
+		defer func() { _ = ln.Close() }()
 		return ln.Addr().(*net.TCPAddr).Port, nil
 	}
 	return 0, fmt.Errorf("find a free port on 127.0.0.1")

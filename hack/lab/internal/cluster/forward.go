@@ -28,20 +28,25 @@ func Forward(target string) error {
 }
 
 func join(in *net.TCPConn, target string) {
-	defer in.Close()
+	defer func() { _ = in.Close() }()
 	conn, err := net.Dial("tcp", target)
 	if err != nil {
 		return
 	}
 	out := conn.(*net.TCPConn)
-	defer out.Close()
+	defer func() { _ = out.Close() }()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		io.Copy(out, in)
-		out.CloseWrite()
+		pump(out, in)
 	}()
-	io.Copy(in, out)
-	in.CloseWrite()
+	pump(in, out)
 	<-done
+}
+
+// pump copies until one side ends, and tells the other. A broken connection is
+// the business of those who talk over it.
+func pump(to, from *net.TCPConn) {
+	_, _ = io.Copy(to, from)
+	_ = to.CloseWrite()
 }

@@ -142,7 +142,7 @@ func (l *Lab) Lock(ctx context.Context) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	return func() { held.Close() }, nil
+	return func() { _ = held.Close() }, nil
 }
 
 // progress prints one line per step with the time since the start.

@@ -61,7 +61,7 @@ func mountSys() error {
 	if err != nil {
 		return fmt.Errorf("make a place for the cgroup mounts: %w", err)
 	}
-	defer os.Remove(tmp)
+	defer func() { _ = os.Remove(tmp) }()
 	if err := mount(cgroups, tmp, "", unix.MS_BIND|unix.MS_REC); err != nil {
 		return err
 	}

@@ -109,7 +109,7 @@ func (h Host) handOver(ctx context.Context, cmd *exec.Cmd, spec Spec) error {
 	go func() {
 		line, _ := bufio.NewReader(out).ReadString('\n')
 		ready <- line
-		cmd.Wait()
+		_ = cmd.Wait() // reaps; the line says whether it is well
 	}()
 	select {
 	case line := <-ready:

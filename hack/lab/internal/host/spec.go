@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 )
 
-// HolderArg, as the first argument, makes the lab's binary a holder.
+// HolderArg as the first argument makes the lab's binary a holder.
 const HolderArg = "__hold"
 
 // Spec is what a holder sets up before it says that it is ready.

@@ -5,6 +5,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -75,8 +76,7 @@ func Write(s Spec, out string) error {
 	}
 	tmp := out + ".tmp"
 	if err := tarball.WriteToFile(tmp, tag, img); err != nil {
-		os.Remove(tmp)
-		return fmt.Errorf("write image %s: %w", s.Ref, err)
+		return errors.Join(fmt.Errorf("write image %s: %w", s.Ref, err), os.Remove(tmp))
 	}
 	if err := os.Rename(tmp, out); err != nil {
 		return fmt.Errorf("write image %s: %w", s.Ref, err)

@@ -115,7 +115,7 @@ func (p Process) Kill(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open process %d: %w", p.PID, err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	// The descriptor holds on to whatever has the pid now; if that is still ours,
 	// the signal below cannot hit another.
 	if !p.Alive() {

@@ -17,7 +17,7 @@ func startSleep(t *testing.T) (*exec.Cmd, Process) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
 	p, err := Of(cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
