@@ -11,14 +11,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/heliograph-dev/heliograph/hack/lab/internal/host"
 	"github.com/heliograph-dev/heliograph/hack/lab/internal/topology"
 )
 
 // ImageRepository names the image in bin/heliograph.tar, less its tag.
 const ImageRepository = "ghcr.io/heliograph-dev/heliograph"
 
-const deployTimeout = 3 * time.Minute
+const deployTimeout = 5 * time.Minute
 
 func (l *Lab) imagePath(o Options) string {
 	if o.Image != "" {
@@ -80,14 +79,14 @@ func (l *Lab) applyHeliograph(ctx context.Context) error {
 		return err
 	}
 	// An established CRD may still be a moment away from being served.
-	return host.WaitFor(ctx, "the lab's pools and peers to be accepted", func() error {
+	return l.waitFor(ctx, "the lab's pools and peers to be accepted", func() error {
 		_, err := l.kubectl(ctx, "", "apply", "-k", l.manifests("heliograph"))
 		return err
 	})
 }
 
 func (l *Lab) waitForHeliograph(ctx context.Context) error {
-	err := host.WaitFor(ctx, "heliograph", func() error {
+	err := l.waitFor(ctx, "heliograph", func() error {
 		ws, err := l.workloads(ctx)
 		if err != nil {
 			return err
@@ -115,7 +114,7 @@ func (l *Lab) waitForHeliograph(ctx context.Context) error {
 		return l.explain(err)
 	}
 	l.out.step("nodes Ready: %s", strings.Join(hostNames(l.plan.Of(topology.Node)), " "))
-	err = host.WaitFor(ctx, "CoreDNS", func() error {
+	err = l.waitFor(ctx, "CoreDNS", func() error {
 		var w workload
 		if err := l.get(ctx, "/apis/apps/v1/namespaces/kube-system/deployments/coredns", &w); err != nil {
 			return err

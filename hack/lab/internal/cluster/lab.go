@@ -164,6 +164,22 @@ func (p *progress) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// patience is how long a wait goes on before the user hears what it is for.
+const patience = 10 * time.Second
+
+// waitFor waits for a condition, and says now and then what is missing.
+func (l *Lab) waitFor(ctx context.Context, what string, cond func() error) error {
+	said := time.Now()
+	return host.WaitFor(ctx, what, func() error {
+		err := cond()
+		if err != nil && time.Since(said) > patience {
+			said = time.Now()
+			l.out.step("waiting for %s: %v", what, err)
+		}
+		return err
+	})
+}
+
 func trimNewline(s string) string {
 	if n := len(s); n > 0 && s[n-1] == '\n' {
 		return s[:n-1]

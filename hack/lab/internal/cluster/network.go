@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/heliograph-dev/heliograph/hack/lab/internal/host"
 	"github.com/heliograph-dev/heliograph/hack/lab/internal/topology"
 )
 
@@ -153,12 +152,12 @@ func (l *Lab) waitForUnderlay(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	err := each(append(l.plan.Of(topology.Spine), l.plan.Of(topology.Leaf)...), func(h topology.Host) error {
-		return host.WaitFor(ctx, "the fabric's BGP sessions", func() error { return l.fabricHealthy(ctx, h) })
+		return l.waitFor(ctx, "the fabric's BGP sessions", func() error { return l.fabricHealthy(ctx, h) })
 	})
 	if err != nil {
 		return err
 	}
 	return each(l.plan.Of(topology.Node), func(h topology.Host) error {
-		return host.WaitFor(ctx, "the underlay", func() error { return l.underlayWorks(ctx, h) })
+		return l.waitFor(ctx, "the underlay", func() error { return l.underlayWorks(ctx, h) })
 	})
 }

@@ -38,7 +38,7 @@ func (l *Lab) ensure(ctx context.Context, s service) error {
 	defer cancel()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	return host.WaitFor(ctx, s.name+" on "+s.host.Name, func() error {
+	return l.waitFor(ctx, s.name+" on "+s.host.Name, func() error {
 		err := s.ready(ctx)
 		if err != nil && !s.host.Service(s.name).Alive() {
 			stop(fmt.Errorf("it ended; the last of %s:\n%s", s.host.LogPath(s.name), s.host.LogTail(s.name, 5)))

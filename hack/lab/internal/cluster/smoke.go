@@ -109,7 +109,7 @@ func (l *Lab) smokePods(ctx context.Context, namespace string) ([]smokePod, erro
 	var pods []smokePod
 	wait, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	err = host.WaitFor(wait, "the smoke pods", func() error {
+	err = l.waitFor(wait, "the smoke pods", func() error {
 		var err error
 		pods, err = l.readySmokePods(ctx, namespace, nodes)
 		return err

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/heliograph-dev/heliograph/hack/lab/internal/host"
 	"github.com/heliograph-dev/heliograph/hack/lab/internal/topology"
 )
 
@@ -183,7 +182,7 @@ func (l *Lab) startFoundation(ctx context.Context) error {
 func (l *Lab) waitForNodes(ctx context.Context, what string, ok func(node) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
-	return host.WaitFor(ctx, "all nodes to be "+what, func() error {
+	return l.waitFor(ctx, "all nodes to be "+what, func() error {
 		have, err := l.nodes(ctx)
 		if err != nil {
 			return err
