@@ -179,7 +179,7 @@ func (d *disk) commit(batch []*write) error {
 	if err == nil {
 		return nil
 	}
-	_ = guard(d.db.Close)
+	d.db = nil // and not closed: bbolt keeps its locks when it panics, and Close would wait for them
 	if err := d.replace(err); err != nil {
 		d.mirror, d.digest = old, oldSum
 		return err
