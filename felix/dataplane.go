@@ -47,10 +47,10 @@ func newDataplane(d drivers, m *metrics, beat func()) *dataplane {
 		// The base chains drop what comes from or goes to a device that nobody knows: first of all,
 		// fail closed. A pod's device is let in by the same transaction that knows its addresses.
 		{name: "nft", driver: d.nft},
-		// Forwarding before there is anything to forward.
-		{name: "sysctl", driver: d.sysctl, kinds: kernel.Link},
 		// Tunnels stand before they are needed, ...
 		{name: "link", driver: d.link, kinds: kernel.Link},
+		// ... forwarding, and what a device needs, as soon as the device is there, ...
+		{name: "sysctl", driver: d.sysctl, kinds: kernel.Link},
 		// ... the node's own addresses before the routes that prefer them as their source, ...
 		{name: "address", driver: d.address, kinds: kernel.Address},
 		// ... and neighbours before the routes that lead to them.

@@ -72,6 +72,8 @@ func Mapper(scheme *runtime.Scheme) (meta.RESTMapper, error) {
 			return nil, fmt.Errorf("map kinds: %w", err)
 		}
 		m.Add(gvk, scope)
+		// The cache looks up the scope of a list by the list's own kind.
+		m.Add(gvk.GroupVersion().WithKind(gvk.Kind+"List"), scope)
 	}
 	return m, nil
 }

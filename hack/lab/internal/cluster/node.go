@@ -98,6 +98,9 @@ func (l *Lab) startRuntime(ctx context.Context, h topology.Host) error {
 	if err := writeFile(filepath.Join(hh.Dir, "kubelet.yaml"), kubelet, 0o644); err != nil {
 		return err
 	}
+	if err := installLoopback(hh.Dir); err != nil {
+		return err
+	}
 	err = l.ensure(ctx, service{
 		host: hh, name: "containerd",
 		argv:  []string{"/usr/bin/containerd", "--config", filepath.Join(hh.Dir, "containerd.toml")},
@@ -112,6 +115,23 @@ func (l *Lab) startRuntime(ctx context.Context, h topology.Host) error {
 		}
 	}
 	return nil
+}
+
+// loopback is Debian's; containerd needs it under this name beside whatever network there is, as
+// nodes get it with the package kubernetes-cni.
+const loopback = "/usr/lib/cni/loopback"
+
+// installLoopback puts the loopback plugin into a node's own /opt/cni/bin.
+func installLoopback(dir string) error {
+	content, err := os.ReadFile(loopback)
+	if err != nil {
+		return fmt.Errorf("read the loopback plugin (package containernetworking-plugins): %w", err)
+	}
+	bin := filepath.Join(dir, "root/opt/cni/bin")
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return fmt.Errorf("make %s: %w", bin, err)
+	}
+	return writeFile(filepath.Join(bin, "loopback"), content, 0o755)
 }
 
 // startKubelet runs what makes the host a node of the cluster.
