@@ -4,6 +4,7 @@ package address
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"syscall"
@@ -64,7 +65,7 @@ func (k *Kernel) List() ([]Entry, error) {
 	}
 	names := make(map[uint32]string, len(links))
 	for _, l := range links {
-		names[uint32(l.Attrs().Index)] = l.Attrs().Name //nolint:gosec // indexes are positive
+		names[uint32(l.Attrs().Index)] = l.Attrs().Name
 	}
 	req := k.request(unix.RTM_GETADDR, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
@@ -98,7 +99,7 @@ func (k *Kernel) Delete(a desired.Address) error {
 
 func (k *Kernel) change(msgType, flags int, a desired.Address) error {
 	link, err := k.links.LinkByName(a.Device)
-	if _, missing := err.(netlink.LinkNotFoundError); missing { //nolint:errorlint // never wrapped
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return fmt.Errorf("no such device: %w", syscall.ENODEV)
 	}
 	if err != nil {
@@ -111,8 +112,8 @@ func (k *Kernel) change(msgType, flags int, a desired.Address) error {
 		ifaFlags = unix.IFA_F_NODAD | unix.IFA_F_NOPREFIXROUTE
 	}
 	msg := nl.NewIfAddrmsg(family)
-	msg.Prefixlen = uint8(a.Prefix.Bits()) //nolint:gosec // up to 128
-	msg.Index = uint32(link.Attrs().Index) //nolint:gosec // indexes are positive
+	msg.Prefixlen = uint8(a.Prefix.Bits())
+	msg.Index = uint32(link.Attrs().Index)
 	ip := a.Prefix.Addr().AsSlice()
 	req := k.request(msgType, flags|unix.NLM_F_ACK)
 	req.AddData(msg)

@@ -48,7 +48,7 @@ func (t *Table) DeleteByIP(ctx context.Context, addr netip.Addr) (int, error) {
 			return total, err
 		}
 		n, err := t.handle.ConntrackDeleteFilters(netlink.ConntrackTable, family(addr), holds(addr.Unmap()))
-		total += int(n) //nolint:gosec // fewer than memory holds
+		total += int(n)
 		if errors.Is(err, netlink.ErrDumpInterrupted) {
 			continue
 		}

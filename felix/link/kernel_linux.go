@@ -165,7 +165,7 @@ func fromLink(l netlink.Link) Device {
 }
 
 func fromVxlan(v *netlink.Vxlan) Tunnel {
-	t := Tunnel{VNI: uint32(v.VxlanId), Port: uint16(v.Port)} //nolint:gosec // 24 and 16 bits
+	t := Tunnel{VNI: uint32(v.VxlanId), Port: uint16(v.Port)}
 	if ip, ok := netip.AddrFromSlice(v.SrcAddr); ok {
 		t.Local = ip.Unmap()
 	}

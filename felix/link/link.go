@@ -117,7 +117,7 @@ func (t *Tunnels) Apply(ctx context.Context) error {
 			t.note(d.Name, t.remove(d, "no longer wanted"))
 		}
 	}
-	for _, name := range t.names() {
+	for _, name := range sortedKeys(t.desired) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -134,7 +134,7 @@ func (t *Tunnels) Apply(ctx context.Context) error {
 // Status tells of each desired device, and of orphans that would not go.
 func (t *Tunnels) Status() []desired.Status {
 	var out []desired.Status
-	for _, name := range t.names() {
+	for _, name := range sortedKeys(t.desired) {
 		s := desired.Status{Object: "link " + name, Phase: desired.Done}
 		if err := t.failed[name]; err != nil {
 			s.Phase, s.Error = desired.Failed, err.Error()
@@ -184,7 +184,7 @@ func (t *Tunnels) ensure(v desired.VXLAN, devices []Device, addrs []Address) err
 	}
 	if d.MTU != v.MTU || d.MAC != v.MAC || !d.Up {
 		if err := t.handle.Configure(d.Index, v); err != nil {
-			return t.explain(fmt.Errorf("configure link %s: %w", v.Name, err), v)
+			return explain(fmt.Errorf("configure link %s: %w", v.Name, err), v)
 		}
 		t.log.Info("tunnel device configured", "device", v.Name, "mtu", v.MTU, "mac", hardware(v.MAC).String())
 	}
@@ -248,14 +248,12 @@ func (t *Tunnels) remove(d Device, why string) error {
 }
 
 // explain adds the cause that an operator can act on, where the kernel's word is too short.
-func (t *Tunnels) explain(err error, v desired.VXLAN) error {
+func explain(err error, v desired.VXLAN) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return fmt.Errorf("UDP port %d is held by another socket or by a VXLAN device with other flags: %w", v.Port, err)
 	}
 	return err
 }
-
-func (t *Tunnels) names() []string { return sortedKeys(t.desired) }
 
 // ours says whether a device is one that this driver made, in this process or an earlier one.
 func ours(d Device) bool {

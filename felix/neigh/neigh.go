@@ -17,10 +17,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"syscall"
 
+	"github.com/heliograph-dev/heliograph/felix/delta"
 	"github.com/heliograph-dev/heliograph/felix/desired"
 )
 
@@ -44,20 +46,22 @@ type Entry struct {
 
 // Table is the driver of both tables. Its methods must be called from one goroutine.
 type Table struct {
-	handle  Handle
-	log     *slog.Logger
-	devices map[string]*device
-	refused []string // devices of desired entries that are none of ours
-	ready   bool     // SetDesired was called: nothing is written before
+	handle     Handle
+	log        *slog.Logger
+	devices    map[string]*device
+	neighbours []desired.Neighbour // as last desired
+	fdb        []desired.FDBEntry
+	refused    []string // devices of desired entries that are none of ours
+	ready      bool     // SetDesired was called: nothing is written before
 }
 
 // device is one tunnel device and its entries.
 type device struct {
 	name    string
 	index   int // as of the last read; a device made anew has another, and no entries
-	desired map[key]value
-	actual  map[key]value
-	extra   []Entry // second remotes of a MAC, and flood entries: never wanted
+	tracker *delta.Tracker[key, value]
+	parts   *delta.Parts[key, value, Entry]
+	extra   []Entry // second remotes of a MAC, such as flood entries have: never wanted
 	stale   bool
 	failed  map[key]error
 	err     error // of the device as a whole
@@ -79,36 +83,38 @@ type value struct {
 func New(h Handle, devices []string, log *slog.Logger) *Table {
 	t := &Table{handle: h, log: log, devices: map[string]*device{}}
 	for _, name := range devices {
-		t.devices[name] = &device{name: name, stale: true}
+		tracker := delta.New[key, value]()
+		t.devices[name] = &device{name: name, tracker: tracker, parts: delta.NewParts(tracker, Entry.split), stale: true}
 	}
 	return t
 }
 
-// SetDesired replaces both sets. Memory only. Entries for devices that New was not told of fail.
+// SetDesired replaces both sets. Memory only. The lists are kept, so the caller must not change them
+// afterwards. Entries for devices that New was not told of are refused: there the sweep would delete
+// what is not ours.
 func (t *Table) SetDesired(neighbours []desired.Neighbour, fdb []desired.FDBEntry) {
-	t.ready, t.refused = true, nil
-	for _, d := range t.devices {
-		d.desired = map[key]value{}
-	}
-	for _, n := range neighbours {
-		t.want(n.Device, Entry{IP: n.IP, MAC: n.MAC})
-	}
-	for _, f := range fdb {
-		t.want(f.Device, Entry{MAC: f.MAC, Remote: f.Remote})
-	}
-}
-
-func (t *Table) want(name string, e Entry) {
-	d := t.devices[name]
-	if d == nil {
-		// On a device of somebody else the sweep would delete what is not ours.
-		if !slices.Contains(t.refused, name) {
-			t.refused = append(t.refused, name)
-		}
+	if t.ready && slices.Equal(neighbours, t.neighbours) && slices.Equal(fdb, t.fdb) {
 		return
 	}
-	k, v := e.split()
-	d.desired[k] = v
+	t.ready, t.neighbours, t.fdb = true, neighbours, fdb
+	lists := map[string][]Entry{}
+	for _, n := range neighbours {
+		lists[n.Device] = append(lists[n.Device], Entry{IP: n.IP, MAC: n.MAC})
+	}
+	for name, d := range t.devices {
+		d.parts.Set("neighbours", lists[name])
+	}
+	refused := maps.Clone(lists)
+	clear(lists)
+	for _, f := range fdb {
+		lists[f.Device] = append(lists[f.Device], Entry{MAC: f.MAC, Remote: f.Remote})
+	}
+	for name, d := range t.devices {
+		d.parts.Set("fdb", lists[name])
+	}
+	maps.Copy(refused, lists)
+	maps.DeleteFunc(refused, func(name string, _ []Entry) bool { return t.devices[name] != nil })
+	t.refused = slices.Sorted(maps.Keys(refused))
 }
 
 // QueueResync makes the next Apply read the kernel.
@@ -142,14 +148,15 @@ func (t *Table) Status() []desired.Status {
 	var out []desired.Status
 	for _, name := range slices.Sorted(maps.Keys(t.devices)) {
 		d := t.devices[name]
-		if len(d.desired) == 0 && len(d.failed) == 0 && d.err == nil {
+		n, _ := d.tracker.Len()
+		if n == 0 && len(d.failed) == 0 && d.err == nil {
 			continue
 		}
-		s := desired.Status{Object: fmt.Sprintf("neighbours of %s (%d)", name, len(d.desired)), Phase: desired.Pending}
+		s := desired.Status{Object: fmt.Sprintf("neighbours of %s (%d)", name, n), Phase: desired.Pending}
 		switch {
 		case d.err != nil:
 			s.Phase, s.Error = desired.Failed, d.err.Error()
-		case !d.stale && maps.Equal(d.desired, d.actual):
+		case !d.stale && d.tracker.InSync():
 			s.Phase = desired.Done
 		}
 		out = append(out, s)
@@ -165,7 +172,7 @@ func (t *Table) Status() []desired.Status {
 
 func (t *Table) applyDevice(ctx context.Context, d *device) error {
 	index, err := t.handle.Index(d.name)
-	if errors.Is(err, syscall.ENODEV) && len(d.desired) == 0 {
+	if n, _ := d.tracker.Len(); n == 0 && errors.Is(err, syscall.ENODEV) {
 		d.err, d.failed, d.stale = nil, nil, true
 		return nil
 	}
@@ -187,45 +194,39 @@ func (t *Table) applyDevice(ctx context.Context, d *device) error {
 	return errors.Join(summary(d), ctx.Err())
 }
 
-// read learns what a device has. Of a MAC with several remotes the wanted one counts, the others go.
+// read learns what a device has. Of several entries of one MAC the first counts, the others go.
 func (t *Table) read(d *device, index int) error {
 	entries, err := t.handle.List(index)
 	if err != nil {
 		d.stale = true
 		return fmt.Errorf("list entries of %s: %w", d.name, err)
 	}
-	d.actual, d.extra = make(map[key]value, len(entries)), nil
+	actual := make(map[key]value, len(entries))
+	d.extra = nil
 	for _, e := range entries {
 		k, v := e.split()
-		old, twice := d.actual[k]
-		switch {
-		case !twice:
-			d.actual[k] = v
-		case v == d.desired[k]:
-			d.actual[k] = v
-			d.extra = append(d.extra, join(k, old))
-		default:
+		if _, twice := actual[k]; twice {
 			d.extra = append(d.extra, e)
+		} else {
+			actual[k] = v
 		}
 	}
+	d.tracker.ReplaceActual(maps.All(actual))
 	d.index, d.stale = index, false
 	return nil
 }
 
 func (t *Table) setMissing(ctx context.Context, d *device) int {
 	n := 0
-	for k, v := range d.desired {
-		if have, ok := d.actual[k]; ok && have == v {
-			continue
-		}
+	for u := range d.tracker.PendingUpdates() {
 		if ctx.Err() != nil {
 			break
 		}
-		if err := t.handle.Set(d.index, join(k, v)); err != nil {
-			d.fail(k, fmt.Errorf("set %s: %w", k.on(d.name), err))
+		if err := t.handle.Set(d.index, join(u.Key, u.Desired)); err != nil {
+			d.fail(u.Key, fmt.Errorf("set %s: %w", u.Key.on(d.name), err))
 			continue
 		}
-		d.actual[k] = v
+		d.tracker.Written(u)
 		n++
 	}
 	return n
@@ -233,30 +234,36 @@ func (t *Table) setMissing(ctx context.Context, d *device) int {
 
 func (t *Table) deleteExtra(ctx context.Context, d *device) int {
 	n := 0
-	extra := d.extra
-	for k, v := range d.actual {
-		if _, wanted := d.desired[k]; !wanted {
-			extra = append(extra, join(k, v))
+	for k, v := range d.tracker.PendingDeletes() {
+		if ctx.Err() != nil {
+			break
+		}
+		if t.delete(d, join(k, v)) {
+			d.tracker.DeleteActual(k)
+			n++
+		}
+	}
+	for _, e := range d.extra {
+		if ctx.Err() != nil {
+			d.stale = true // the rest of them is found again by the next read
+			break
+		}
+		if t.delete(d, e) {
+			n++
 		}
 	}
 	d.extra = nil
-	for _, e := range extra {
-		if ctx.Err() != nil {
-			d.stale = true // what is left of extra is in no map
-			break
-		}
-		k, v := e.split()
-		// Deleting what is gone is a success.
-		if err := t.handle.Delete(d.index, e); err != nil && !errors.Is(err, syscall.ENOENT) {
-			d.fail(k, fmt.Errorf("delete %s: %w", k.on(d.name), err))
-			continue
-		}
-		if d.actual[k] == v {
-			delete(d.actual, k)
-		}
-		n++
-	}
 	return n
+}
+
+// delete deletes one entry; one that is gone already is a success.
+func (t *Table) delete(d *device, e Entry) bool {
+	if err := t.handle.Delete(d.index, e); err != nil && !errors.Is(err, syscall.ENOENT) {
+		k, _ := e.split()
+		d.fail(k, fmt.Errorf("delete %s: %w", k.on(d.name), err))
+		return false
+	}
+	return true
 }
 
 // fail notes an error. What the kernel holds is in doubt then, so the next Apply reads it.
@@ -295,7 +302,7 @@ func (k key) on(device string) string {
 	if k.ip.IsValid() {
 		return fmt.Sprintf("neighbour %s on %s", k.ip, device)
 	}
-	return fmt.Sprintf("fdb %x:%x:%x:%x:%x:%x on %s", k.mac[0], k.mac[1], k.mac[2], k.mac[3], k.mac[4], k.mac[5], device)
+	return fmt.Sprintf("fdb %s on %s", net.HardwareAddr(k.mac[:]), device)
 }
 
 func compareKeys(a, b key) int {

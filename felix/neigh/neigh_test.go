@@ -28,10 +28,10 @@ type entries struct {
 
 // node makes the entries through which remote node n is reached: a neighbour of each family, the FDB's.
 func node(n int, remote string) entries {
-	m := desired.MAC{0x66, 0xa0, 0, 0, byte(n >> 8), byte(n)} //nolint:gosec // small numbers
+	m := desired.MAC{0x66, 0xa0, 0, 0, byte(n >> 8), byte(n)}
 	return entries{
 		[]desired.Neighbour{
-			{Device: dev, IP: netip.AddrFrom4([4]byte{169, 254, byte(n >> 8), byte(n)}), MAC: m}, //nolint:gosec // small numbers
+			{Device: dev, IP: netip.AddrFrom4([4]byte{169, 254, byte(n >> 8), byte(n)}), MAC: m},
 			{Device: dev, IP: netip.MustParseAddr(fmt.Sprintf("fe80::%x", n)), MAC: m},
 		},
 		[]desired.FDBEntry{{Device: dev, MAC: m, Remote: netip.MustParseAddr(remote)}},

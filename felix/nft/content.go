@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/heliograph-dev/heliograph/felix/delta"
 	"github.com/heliograph-dev/heliograph/felix/desired"
 )
 
@@ -25,80 +26,113 @@ const (
 	setNoNAT4, setNoNAT6         = "no_nat4", "no_nat6"           // ... and does not go here is masqueraded
 )
 
-// isInterval says whether a set holds ranges of addresses.
-func isInterval(set string) bool { return strings.Contains(set, "nat") }
+// intervalSets are the sets of ranges of addresses.
+var intervalSets = []string{setSources4, setSources6, setNoNAT4, setNoNAT6}
+
+func isInterval(set string) bool { return slices.Contains(intervalSets, set) }
 
 // ifNameSize is IFNAMSIZ: a name is shorter, and padded to it with zeros.
 const ifNameSize = 16
 
-// content is the sets while they are computed.
-type content map[string]Set
-
-// elements computes what each set holds, and an error for what cannot be in one.
-func elements(n desired.NFT) (map[string]Set, error) {
-	c := content{}
-	for _, name := range []string{
-		setWorkloads, setTunnels, setPorts, setEndpoints4, setEndpoints6, setNodes4, setNodes6,
-		setSources4, setSources6, setNoNAT4, setNoNAT6,
-	} {
-		c[name] = Set{}
-	}
-	var errs []error
-	for _, w := range n.Workloads {
-		errs = append(errs, c.addWorkload(w))
-	}
-	for _, device := range n.Tunnels {
-		errs = append(errs, c.addDevice(setTunnels, device))
-	}
-	for _, node := range n.Nodes {
-		c.addAddr(setNodes4, setNodes6, "", node)
-	}
-	for _, port := range n.VXLANPorts {
-		c.add(setPorts, string(binary.BigEndian.AppendUint16(nil, port)))
-	}
-	c.addRanges(setSources4, setSources6, n.NATSources)
-	c.addRanges(setNoNAT4, setNoNAT6, n.NoNAT)
-	return c, errors.Join(errs...)
+// content turns the lists of a desired.NFT into elements, each when it has changed.
+type content struct {
+	parts   *delta.Parts[item, struct{}, item]
+	last    desired.NFT
+	refused error // what cannot be an element
 }
 
-func (c content) add(set, key string) { c[set][Element{Key: key}] = struct{}{} }
-
-func (c content) addDevice(set, device string) error {
-	if device == "" || len(device) >= ifNameSize {
-		return fmt.Errorf("nft set %s: no device can have the name %q", set, device)
-	}
-	c.add(set, padded(device))
-	return nil
+func newContent(tracker *delta.Tracker[item, struct{}]) *content {
+	return &content{parts: delta.NewParts(tracker, func(i item) (item, struct{}) { return i, struct{}{} })}
 }
 
-func (c content) addWorkload(w desired.Workload) error {
-	if err := c.addDevice(setWorkloads, w.Device); err != nil {
-		return err
+func (c *content) set(n desired.NFT) {
+	var badWorkload, badTunnel error
+	// Workloads and tunnels are few: they are made anew each time, for the sake of their errors.
+	c.parts.Set("workloads", workloadItems(n.Workloads, &badWorkload))
+	c.parts.Set("tunnels", deviceItems(setTunnels, n.Tunnels, &badTunnel))
+	c.refused = errors.Join(badWorkload, badTunnel)
+	if !slices.Equal(n.Nodes, c.last.Nodes) {
+		c.parts.Set("nodes", nodeItems(n.Nodes))
 	}
-	for _, ip := range w.IPs {
-		c.addAddr(setEndpoints4, setEndpoints6, padded(w.Device), ip)
+	if !slices.Equal(n.VXLANPorts, c.last.VXLANPorts) {
+		c.parts.Set("ports", portItems(n.VXLANPorts))
 	}
-	return nil
+	if !slices.Equal(n.NATSources, c.last.NATSources) {
+		c.parts.Set("nat sources", rangeItems(setSources4, setSources6, n.NATSources))
+	}
+	if !slices.Equal(n.NoNAT, c.last.NoNAT) {
+		c.parts.Set("no nat", rangeItems(setNoNAT4, setNoNAT6, n.NoNAT))
+	}
+	c.last = n
 }
 
-// addAddr adds an address behind a prefix of the key to the set of its family; none if it is invalid.
-func (c content) addAddr(set4, set6, prefix string, ip netip.Addr) {
-	switch ip = ip.Unmap(); {
-	case ip.Is4():
-		c.add(set4, prefix+string(ip.AsSlice()))
-	case ip.Is6():
-		c.add(set6, prefix+string(ip.AsSlice()))
-	}
-}
-
-func (c content) addRanges(set4, set6 string, prefixes []netip.Prefix) {
-	for _, r := range merge(prefixes) {
-		name := set4
-		if r.first.Is6() {
-			name = set6
+func deviceItems(set string, devices []string, refused *error) []item {
+	var out []item
+	for _, device := range devices {
+		if device == "" || len(device) >= ifNameSize {
+			*refused = errors.Join(*refused, fmt.Errorf("nft set %s: no device can have the name %q", set, device))
+			continue
 		}
-		c[name][Element{Key: string(r.first.AsSlice()), Last: string(r.last.AsSlice())}] = struct{}{}
+		out = append(out, item{set, Element{Key: padded(device)}})
 	}
+	return out
+}
+
+// workloadItems makes the devices known, and says which addresses each may use.
+func workloadItems(workloads []desired.Workload, refused *error) []item {
+	var out []item
+	for _, w := range workloads {
+		device := deviceItems(setWorkloads, []string{w.Device}, refused)
+		if len(device) == 0 {
+			continue
+		}
+		out = append(out, device...)
+		for _, ip := range w.IPs {
+			if ip.IsValid() {
+				out = append(out, addrItem(setEndpoints4, setEndpoints6, device[0].Key, ip))
+			}
+		}
+	}
+	return out
+}
+
+func nodeItems(nodes []netip.Addr) []item {
+	var out []item
+	for _, ip := range nodes {
+		if ip.IsValid() {
+			out = append(out, addrItem(setNodes4, setNodes6, "", ip))
+		}
+	}
+	return out
+}
+
+func portItems(ports []uint16) []item {
+	var out []item
+	for _, port := range ports {
+		out = append(out, item{setPorts, Element{Key: string(binary.BigEndian.AppendUint16(nil, port))}})
+	}
+	return out
+}
+
+// addrItem is an address, behind what else is in its key, in the set of its family.
+func addrItem(set4, set6, prefix string, ip netip.Addr) item {
+	ip = ip.Unmap()
+	return item{pick(ip, set4, set6), Element{Key: prefix + string(ip.AsSlice())}}
+}
+
+func rangeItems(set4, set6 string, prefixes []netip.Prefix) []item {
+	var out []item
+	for _, r := range merge(prefixes) {
+		out = append(out, item{pick(r.first, set4, set6), Element{Key: string(r.first.AsSlice()), Last: string(r.last.AsSlice())}})
+	}
+	return out
+}
+
+func pick(ip netip.Addr, set4, set6 string) string {
+	if ip.Is4() {
+		return set4
+	}
+	return set6
 }
 
 // span is a range of addresses of one family.

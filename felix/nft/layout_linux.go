@@ -201,7 +201,7 @@ func saddr6() []expr.Any { return network(8, 16) }
 func daddr6() []expr.Any { return network(24, 16) }
 
 func mask(m []byte) []expr.Any {
-	return []expr.Any{&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(m)), Mask: m, Xor: make([]byte, len(m))}} //nolint:gosec // 1 or 16
+	return []expr.Any{&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(m)), Mask: m, Xor: make([]byte, len(m))}}
 }
 
 func l4proto(p byte) []expr.Any { return join(meta(expr.MetaKeyL4PROTO), equals(p)) }

@@ -35,7 +35,7 @@ func TestMonitor(t *testing.T) {
 			r.deleteDevice("helready")
 			ready = poked(pokes, 100*time.Millisecond)
 		}
-		for poked(pokes, 100*time.Millisecond) { //nolint:revive // drains what is under way
+		for poked(pokes, 100*time.Millisecond) {
 		}
 
 		apply(t, d, desired.NFT{})

@@ -107,7 +107,7 @@ func (l lab) pings(ns, to string, args ...string) bool {
 	if ns != "" {
 		cmd = append([]string{"nsenter", "--net=/run/netns/" + ns}, cmd...)
 	}
-	return exec.Command(cmd[0], cmd[1:]...).Run() == nil //nolint:gosec // a test's own command
+	return exec.Command(cmd[0], cmd[1:]...).Run() == nil
 }
 
 // reaches checks that pings are answered, be it after some neighbour discovery.
@@ -214,7 +214,7 @@ func TestReplaceHasNoGap(t *testing.T) {
 		l.reaches("before", "pod1", to)
 		results := make(chan string, 2)
 		for _, ns := range []string{"pod1", "rogue"} {
-			cmd := exec.Command("nsenter", "--net=/run/netns/"+ns, "ping", "-q", "-i0.005", "-c300", "-W1", to) //nolint:gosec // a test's own command
+			cmd := exec.Command("nsenter", "--net=/run/netns/"+ns, "ping", "-q", "-i0.005", "-c300", "-W1", to)
 			go func() {
 				out, _ := cmd.CombinedOutput()
 				results <- ns + " " + regexp.MustCompile(`\d+ received`).FindString(string(out))
@@ -309,17 +309,17 @@ func (l lab) mss(server, addr, client string) int {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	defer ln.Close() //nolint:errcheck // a test's
+	defer ln.Close()
 	l.inside(client, func() { conn, err = net.Dial("tcp", addr) })
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // a test's
+	defer conn.Close()
 	accepted, err := ln.Accept()
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	defer accepted.Close() //nolint:errcheck // a test's
+	defer accepted.Close()
 	raw, err := accepted.(*net.TCPConn).SyscallConn()
 	if err != nil {
 		l.t.Fatal(err)

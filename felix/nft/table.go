@@ -14,10 +14,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"syscall"
 
+	"github.com/heliograph-dev/heliograph/felix/delta"
 	"github.com/heliograph-dev/heliograph/felix/desired"
 )
 
@@ -52,26 +51,35 @@ type Handle interface {
 	Limit() int
 }
 
+// item is an element with the name of its set: what the tracker keeps account of.
+type item struct {
+	set string
+	Element
+}
+
 // Table is the driver of the table. Its methods must be called from one goroutine.
 type Table struct {
 	handle  Handle
 	log     *slog.Logger
-	desired map[string]Set // nil until the first SetDesired: nothing is written before
-	actual  map[string]Set
+	tracker *delta.Tracker[item, struct{}]
+	content *content
+	ready   bool   // SetDesired was called: nothing is written before
 	drift   string // why the table must be replaced
 	stale   bool
 	err     error
-	refused error // of what SetDesired could not take
 }
 
 // New makes a driver that owns nothing until SetDesired.
 func New(h Handle, log *slog.Logger) *Table {
-	return &Table{handle: h, log: log, stale: true}
+	tracker := delta.New[item, struct{}]()
+	return &Table{handle: h, log: log, tracker: tracker, content: newContent(tracker), stale: true}
 }
 
-// SetDesired replaces what the sets should hold. Memory only.
+// SetDesired replaces what the sets should hold. Memory only. The lists are kept, so the caller must
+// not change them afterwards; those that are equal to the last cost a comparison.
 func (t *Table) SetDesired(n desired.NFT) {
-	t.desired, t.refused = elements(n)
+	t.ready = true
+	t.content.set(n)
 }
 
 // QueueResync makes the next Apply read the kernel.
@@ -79,34 +87,27 @@ func (t *Table) QueueResync() { t.stale = true }
 
 // Apply makes the table equal to the desired one. If it fails the next Apply reads the kernel again.
 func (t *Table) Apply(ctx context.Context) error {
-	if t.desired == nil {
+	if !t.ready {
 		return nil
 	}
-	t.err = t.apply(ctx)
-	return errors.Join(t.err, t.refused)
+	t.err = errors.Join(t.apply(ctx), t.content.refused)
+	return t.err
 }
 
-// Status tells of the table and of each set.
+// Status tells of the table by one line.
 func (t *Table) Status() []desired.Status {
-	if t.desired == nil {
+	if !t.ready {
 		return nil
 	}
-	phase, msg := desired.Done, ""
-	switch err := errors.Join(t.err, t.refused); {
-	case err != nil:
-		phase, msg = desired.Failed, err.Error()
-	case t.stale || t.drift != "":
-		phase = desired.Pending
+	n, _ := t.tracker.Len()
+	s := desired.Status{Object: fmt.Sprintf("nft table inet %s (%d elements)", desired.NFTTable, n), Phase: desired.Done}
+	switch {
+	case t.err != nil:
+		s.Phase, s.Error = desired.Failed, t.err.Error()
+	case t.stale || t.drift != "" || !t.tracker.InSync():
+		s.Phase = desired.Pending
 	}
-	out := []desired.Status{{Object: "nft table inet " + desired.NFTTable, Phase: phase, Error: msg}}
-	for _, name := range slices.Sorted(maps.Keys(t.desired)) {
-		s := desired.Status{Object: fmt.Sprintf("nft set %s (%d)", name, len(t.desired[name])), Phase: desired.Pending}
-		if !t.stale && maps.Equal(t.desired[name], t.actual[name]) {
-			s.Phase = desired.Done
-		}
-		out = append(out, s)
-	}
-	return out
+	return []desired.Status{s}
 }
 
 // DeleteTable deletes the table, for an uninstall; one that is gone already is a success.
@@ -138,33 +139,40 @@ func (t *Table) apply(ctx context.Context) error {
 	return nil
 }
 
+// read learns what the kernel holds. A table that must be replaced counts as an empty one.
 func (t *Table) read() error {
 	state, err := t.handle.Read()
 	if err != nil {
 		return fmt.Errorf("read nft table inet %s: %w", desired.NFTTable, err)
 	}
-	t.actual, t.drift, t.stale = state.Sets, state.Drift, false
+	t.drift, t.stale = state.Drift, false
 	if !state.Exists {
 		t.drift = "there is no table"
 	}
+	t.tracker.ReplaceActual(func(yield func(item, struct{}) bool) {
+		for name, set := range state.Sets {
+			for e := range set {
+				if t.drift == "" && !yield(item{name, e}, struct{}{}) {
+					return
+				}
+			}
+		}
+	})
 	return nil
 }
 
 // plan returns the transactions that lead from the actual to the desired state: none, as a rule one.
 func (t *Table) plan() []Transaction {
-	tx := Transaction{Replace: t.drift != "", Add: map[string][]Element{}, Remove: map[string][]Element{}}
-	have := t.actual
-	if tx.Replace {
-		have = nil
-	}
-	changed := tx.Replace
-	for name, want := range t.desired {
-		add, remove := missing(want, have[name]), missing(have[name], want)
-		changed = changed || len(add)+len(remove) > 0
-		tx.Add[name], tx.Remove[name] = add, remove
-	}
-	if !changed {
+	if t.drift == "" && t.tracker.InSync() {
 		return nil
+	}
+	tx := newTransaction()
+	tx.Replace = t.drift != ""
+	for u := range t.tracker.PendingUpdates() {
+		tx.Add[u.Key.set] = append(tx.Add[u.Key.set], u.Key.Element)
+	}
+	for k := range t.tracker.PendingDeletes() {
+		tx.Remove[k.set] = append(tx.Remove[k.set], k.Element)
 	}
 	return split(tx, t.handle.Limit())
 }
@@ -173,62 +181,51 @@ func (t *Table) plan() []Transaction {
 func (t *Table) commit(tx Transaction) {
 	if tx.Replace {
 		t.log.Info("nft table laid out", "why", t.drift)
-		t.drift, t.actual = "", map[string]Set{}
+		t.drift = ""
 	}
 	for name, es := range tx.Remove {
 		for _, e := range es {
-			delete(t.actual[name], e)
+			t.tracker.DeleteActual(item{name, e})
 		}
 	}
 	for name, es := range tx.Add {
-		if t.actual[name] == nil {
-			t.actual[name] = Set{}
-		}
 		for _, e := range es {
-			t.actual[name][e] = struct{}{}
+			t.tracker.SetActual(item{name, e}, struct{}{})
 		}
 	}
 }
 
-// missing returns what is in a and not in b.
-func missing(a, b Set) []Element {
-	var out []Element
-	for e := range a {
-		if _, ok := b[e]; !ok {
-			out = append(out, e)
-		}
-	}
-	return out
+func newTransaction() Transaction {
+	return Transaction{Add: map[string][]Element{}, Remove: map[string][]Element{}}
 }
 
 // split cuts a transaction that is too large for a socket's send buffer. Intervals stay together, and
 // in the first one: between two of their elements the set would mean something else. What is added
 // comes before what is removed, so nobody is cut off meanwhile.
 func split(tx Transaction, limit int) []Transaction {
-	out := []Transaction{{Replace: tx.Replace, Add: map[string][]Element{}, Remove: map[string][]Element{}}}
+	out := []Transaction{newTransaction()}
+	out[0].Replace = tx.Replace
 	room := limit
-	for name := range tx.Add {
-		if isInterval(name) {
-			out[0].Add[name], out[0].Remove[name] = tx.Add[name], tx.Remove[name]
-			room -= len(tx.Add[name]) + len(tx.Remove[name])
-		}
+	for _, set := range intervalSets {
+		out[0].Add[set], out[0].Remove[set] = tx.Add[set], tx.Remove[set]
+		room -= len(tx.Add[set]) + len(tx.Remove[set])
 	}
-	for _, part := range []struct {
-		from map[string][]Element
-		to   func(*Transaction) map[string][]Element
-	}{
-		{tx.Add, func(tx *Transaction) map[string][]Element { return tx.Add }},
-		{tx.Remove, func(tx *Transaction) map[string][]Element { return tx.Remove }},
-	} {
-		for _, name := range slices.Sorted(maps.Keys(part.from)) {
-			es := part.from[name]
-			for len(es) > 0 && !isInterval(name) {
+	for _, removing := range []bool{false, true} {
+		from := tx.Add
+		if removing {
+			from = tx.Remove
+		}
+		for set, es := range from {
+			for len(es) > 0 && !isInterval(set) {
 				if room <= 0 {
-					out = append(out, Transaction{Add: map[string][]Element{}, Remove: map[string][]Element{}})
-					room = limit
+					out, room = append(out, newTransaction()), limit
+				}
+				to := out[len(out)-1].Add
+				if removing {
+					to = out[len(out)-1].Remove
 				}
 				n := min(room, len(es))
-				part.to(&out[len(out)-1])[name] = es[:n]
+				to[set] = es[:n]
 				es, room = es[n:], room-n
 			}
 		}

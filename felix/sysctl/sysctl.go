@@ -35,48 +35,47 @@ type Table struct {
 	handle  Handle
 	log     *slog.Logger
 	desired map[string]string
-	state   map[string]error // of what the last Apply has done; nil is done
-	stale   bool
+	done    map[string]string // what was read or written, and is as desired
+	failed  map[string]error
 }
 
 // New makes a driver that sets nothing until SetDesired.
 func New(h Handle, log *slog.Logger) *Table {
-	return &Table{handle: h, log: log, stale: true}
+	return &Table{handle: h, log: log, done: map[string]string{}}
 }
 
 // SetDesired replaces the set of values. Memory only. A value that is no longer wanted stays as it is.
 func (t *Table) SetDesired(values []desired.Sysctl) {
-	next := make(map[string]string, len(values))
+	t.desired = make(map[string]string, len(values))
 	for _, v := range values {
-		next[v.Path] = v.Value
+		t.desired[v.Path] = v.Value
 	}
-	if !maps.Equal(next, t.desired) {
-		t.desired, t.stale, t.state = next, true, nil
-	}
+	maps.DeleteFunc(t.done, func(name, value string) bool { return t.desired[name] != value })
 }
 
 // QueueResync makes the next Apply read the values.
-func (t *Table) QueueResync() { t.stale = true }
+func (t *Table) QueueResync() { clear(t.done) }
 
 // Apply writes the values that differ. A path that is missing (a kernel without IPv6, a device that is
 // not there yet) is an error of that value alone, tried again by the next Apply.
 func (t *Table) Apply(ctx context.Context) error {
-	if !t.stale {
-		return nil
-	}
-	t.state = make(map[string]error, len(t.desired))
+	t.failed = map[string]error{}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(t.desired)) {
-		if err := ctx.Err(); err != nil {
-			return err
+		if _, done := t.done[name]; done {
+			continue
 		}
-		err := t.set(name, t.desired[name])
-		t.state[name] = err
-		errs = append(errs, err)
+		if err := ctx.Err(); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if err := t.set(name, t.desired[name]); err != nil {
+			t.failed[name] = err
+			errs = append(errs, err)
+			continue
+		}
+		t.done[name] = t.desired[name]
 	}
-	err := errors.Join(errs...)
-	t.stale = err != nil
-	return err
+	return errors.Join(errs...)
 }
 
 // Status tells of each value.
@@ -84,10 +83,10 @@ func (t *Table) Status() []desired.Status {
 	var out []desired.Status
 	for _, name := range slices.Sorted(maps.Keys(t.desired)) {
 		s := desired.Status{Object: "sysctl net/" + name, Phase: desired.Pending}
-		if err, tried := t.state[name]; err != nil {
-			s.Phase, s.Error = desired.Failed, err.Error()
-		} else if tried && !t.stale {
+		if _, done := t.done[name]; done {
 			s.Phase = desired.Done
+		} else if err := t.failed[name]; err != nil {
+			s.Phase, s.Error = desired.Failed, err.Error()
 		}
 		out = append(out, s)
 	}
@@ -131,7 +130,7 @@ func (d Dir) Read(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	b, err := os.ReadFile(file) //nolint:gosec // inside of d
+	b, err := os.ReadFile(file)
 	return strings.Join(strings.Fields(string(b)), " "), err
 }
 
@@ -142,7 +141,7 @@ func (d Dir) Write(name, value string) error {
 		return err
 	}
 	// Without O_CREATE: a value that the kernel does not have must not become a file elsewhere.
-	f, err := os.OpenFile(file, os.O_WRONLY|os.O_TRUNC, 0) //nolint:gosec // inside of d
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
 		return err
 	}
