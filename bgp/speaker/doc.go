@@ -12,7 +12,7 @@
 // the peers are taken from the pre-policy watch, one Adj-RIB-In per session, and filtered here
 // (Accept, AllowOwnASN, usable next hop). Refused routes are kept beside the accepted ones, so a
 // changed filter needs neither a session reset nor a route refresh. What a peer can make us hold is
-// bounded by Options.MaxPrefixes per family.
+// bounded by Options.MaxPrefixes.
 //
 // Origins are sent with exactly the next hop that they were given, on iBGP and on eBGP, and also to
 // a session of the other address family: GoBGP rewrites only unspecified next hops of local paths.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"time"
@@ -32,7 +33,6 @@ type instance struct {
 	cancelWatch context.CancelFunc
 	view        *view
 	log         *slog.Logger
-	maxPrefixes uint32
 
 	global       bgp.Global
 	restartUntil time.Time
@@ -46,6 +46,8 @@ type running struct {
 	peer bgp.Peer
 	// restarting: its OPEN claims that we restart.
 	restarting bool
+	// disabled: it sent too much, and has to wait.
+	disabled bool
 }
 
 // start returns a server that listens, accepts nothing from anyone, and reports to the view.
@@ -56,13 +58,12 @@ func start(ctx context.Context, g bgp.Global, opts Options, v *view, log *slog.L
 	generation := v.reset(true)
 	tap := &tap{next: log.Handler(), note: func(addr netip.Addr, r report) { v.noteReport(generation, addr, r) }}
 	r := &instance{
-		server:      server.NewBgpServer(server.LoggerOption(slog.New(tap), new(slog.LevelVar))),
-		view:        v,
-		log:         log,
-		maxPrefixes: opts.MaxPrefixes,
-		global:      g,
-		peers:       map[netip.Addr]running{},
-		origins:     map[netip.Prefix]netip.Addr{},
+		server:  server.NewBgpServer(server.LoggerOption(slog.New(tap), new(slog.LevelVar))),
+		view:    v,
+		log:     log,
+		global:  g,
+		peers:   map[netip.Addr]running{},
+		origins: map[netip.Prefix]netip.Addr{},
 	}
 	go r.server.Serve()
 	var watching context.Context
@@ -76,7 +77,7 @@ func start(ctx context.Context, g bgp.Global, opts Options, v *view, log *slog.L
 }
 
 func (r *instance) boot(ctx, watching context.Context, opts Options, generation int) error {
-	if err := r.server.StartBgp(ctx, &api.StartBgpRequest{Global: buildGlobal(r.global, opts.ListenAddresses)}); err != nil {
+	if err := r.server.StartBgp(ctx, &api.StartBgpRequest{Global: buildGlobal(r.global, listenAddresses(opts))}); err != nil {
 		return err
 	}
 	if err := r.refuseImports(ctx); err != nil {
@@ -120,6 +121,20 @@ func (r *instance) refuseImports(ctx context.Context) error {
 	}})
 }
 
+// listenAddresses are all addresses, unless the options name some. GoBGP does not start where it
+// cannot listen, so a host without IPv6 must not be asked to.
+func listenAddresses(opts Options) []netip.Addr {
+	if len(opts.ListenAddresses) > 0 {
+		return opts.ListenAddresses
+	}
+	l, err := net.Listen("tcp6", "[::]:0")
+	if err != nil {
+		return []netip.Addr{netip.IPv4Unspecified()}
+	}
+	_ = l.Close()
+	return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+}
+
 func parsePaths(paths []*apiutil.Path, asn uint32) []update {
 	updates := make([]update, 0, len(paths))
 	for _, p := range paths {
@@ -160,9 +175,10 @@ func (r *instance) shutdownPeers(ctx context.Context) {
 	if len(r.peers) == 0 {
 		return
 	}
-	if err := r.server.ShutdownPeer(ctx, &api.ShutdownPeerRequest{}); err != nil {
-		r.log.Warn("bgp peers not told of the shutdown", "error", err)
-		return
+	for addr := range r.peers { // one call for all would be one message, serialised by all sessions at once
+		if err := r.server.ShutdownPeer(ctx, &api.ShutdownPeerRequest{Address: addr.String()}); err != nil {
+			r.log.Warn("bgp peer not told of the shutdown", "address", addr, "error", err)
+		}
 	}
 	r.view.waitAllDown(ctx, shutdownWait)
 }

@@ -104,7 +104,7 @@ func resetReason(a, b bgp.Peer) string {
 
 func (r *instance) add(ctx context.Context, p bgp.Peer) error {
 	restarting := p.GracefulRestart.Enabled && time.Now().Before(r.restartUntil)
-	if err := r.server.AddPeer(ctx, &api.AddPeerRequest{Peer: buildPeer(p, r.maxPrefixes, restarting)}); err != nil {
+	if err := r.server.AddPeer(ctx, &api.AddPeerRequest{Peer: buildPeer(p, restarting)}); err != nil {
 		return fmt.Errorf("add: %w", err)
 	}
 	r.peers[p.Address] = running{peer: p, restarting: restarting}
@@ -117,7 +117,7 @@ func (r *instance) add(ctx context.Context, p bgp.Peer) error {
 func (r *instance) remove(ctx context.Context, p bgp.Peer) error {
 	if p.Password != "" {
 		p.Password = ""
-		off := buildPeer(p, r.maxPrefixes, false)
+		off := buildPeer(p, false)
 		off.Conf.AdminDown = true
 		if _, err := r.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: off}); err != nil {
 			return fmt.Errorf("remove password of %s: %w", p.Address, err)
@@ -139,8 +139,29 @@ func (r *instance) replace(ctx context.Context, has running, p bgp.Peer) error {
 }
 
 func (r *instance) updatePeer(ctx context.Context, p bgp.Peer, restarting bool) error {
-	_, err := r.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: buildPeer(p, r.maxPrefixes, restarting)})
+	_, err := r.server.UpdatePeer(ctx, &api.UpdatePeerRequest{Peer: buildPeer(p, restarting)})
 	return err
+}
+
+// disable ends the session of a peer that sent too much, and says so (RFC 9003).
+func (r *instance) disable(ctx context.Context, addr netip.Addr, why string) {
+	has, ok := r.peers[addr]
+	if !ok {
+		return
+	}
+	if err := r.server.DisablePeer(ctx, &api.DisablePeerRequest{Address: addr.String(), Communication: why}); err != nil {
+		r.log.Warn("bgp session not ended", "peer", has.peer.Name, "error", err)
+		return
+	}
+	has.disabled = true
+	r.peers[addr] = has
+}
+
+// enable undoes disable, if the peer has not been replaced meanwhile.
+func (r *instance) enable(ctx context.Context, addr netip.Addr) {
+	if r.peers[addr].disabled {
+		r.readd(ctx, addr)
+	}
 }
 
 // readd gives a peer a new session without its history.

@@ -45,7 +45,6 @@ func parseState(e *apiutil.WatchEventMessage_PeerEvent) stateChange {
 		state:        sessionState(st.SessionState),
 		reason:       parseReason(st),
 		graceful:     st.DisconnectReason == api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART,
-		overLimit:    st.AdminState == api.PeerState_ADMIN_STATE_PFX_CT,
 		capabilities: parseCapabilities(st.RemoteCap),
 	}
 }
@@ -81,8 +80,6 @@ func parseReason(st apiutil.PeerState) report {
 	case api.PeerState_DISCONNECT_REASON_INVALID_MSG:
 		// In OpenConfirm GoBGP does not tell a NOTIFICATION from another message.
 		return report{text: "peer refused our OPEN", vague: true}
-	case api.PeerState_DISCONNECT_REASON_NOTIFICATION_SENT, api.PeerState_DISCONNECT_REASON_NOTIFICATION_RECEIVED:
-		return report{text: strings.ReplaceAll(st.DisconnectMessage, "-", " "), vague: true}
 	}
 	return report{}
 }

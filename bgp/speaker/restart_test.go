@@ -7,6 +7,7 @@ package speaker_test
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -35,6 +36,8 @@ func TestMain(m *testing.M) {
 	if in := os.Getenv(childEnv); in != "" {
 		child(in)
 	}
+	flag.Parse()
+	_ = flag.Set("test.parallel", "8") // these tests mostly wait for GoBGP's timers
 	os.Exit(m.Run())
 }
 
@@ -264,7 +267,8 @@ type plain struct {
 
 func startPlain(t *testing.T, addr string, peer *node) *plain {
 	t.Helper()
-	p := &plain{node: &node{t: t, name: "plain", addr: netip.MustParseAddr(addr)}, server: server.NewBgpServer()}
+	p := &plain{node: &node{t: t, name: "plain", addr: netip.MustParseAddr(addr)}}
+	p.server = server.NewBgpServer(server.LoggerOption(slog.New(p), new(slog.LevelVar)))
 	p.desired.Global.ASN = 65104
 	go p.server.Serve()
 	t.Cleanup(p.server.Stop)
@@ -302,6 +306,17 @@ func startPlain(t *testing.T, addr string, peer *node) *plain {
 	}
 	return p
 }
+
+// As a log handler it only takes its lock, which orders GoBGP's marking of stale paths after the
+// reading of them in the watcher; see tap.
+func (p *plain) Handle(context.Context, slog.Record) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return nil
+}
+func (p *plain) Enabled(context.Context, slog.Level) bool { return true }
+func (p *plain) WithAttrs([]slog.Attr) slog.Handler       { return p }
+func (p *plain) WithGroup(string) slog.Handler            { return p }
 
 func (p *plain) watch() {
 	p.mu.Lock()

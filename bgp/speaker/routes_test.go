@@ -5,6 +5,7 @@
 package speaker_test
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -115,11 +116,44 @@ func TestTooManyPrefixes(t *testing.T) {
 		r.announce("172.16.0.0/24", "192.0.2.1") // refused, but it counts
 		n.waitRoutes("")
 		n.wait("why", func() bool {
-			return n.Snapshot().Sessions[0].LastError == "peer sent too many prefixes"
+			return n.Snapshot().Sessions[0].LastError == "peer sent more than 3 prefixes"
 		})
 		<-r.gone
+		if len(r.notifications) != 1 || r.notifications[0] != [2]byte{6, 2} {
+			t.Errorf("notifications %v", r.notifications)
+		}
 		again := dialRaw(t, n, "127.0.0.9", 65101)
 		again.announce("10.8.1.0/24", "192.0.2.1")
 		n.waitRoutes("10.8.1.0/24>192.0.2.1<127.0.0.9")
+	})
+}
+
+// 4,000 routes in a message each, as from a cluster of a thousand nodes: few pokes, and all there.
+func TestManyRoutesOneByOne(t *testing.T) {
+	t.Parallel()
+	nettest.Run(t, func(t *testing.T) {
+		n := newNode(t, 1, 64512)
+		rawPeer(n, "127.0.0.9", 65101)
+		n.apply()
+		r := dialRaw(t, n, "127.0.0.9", 65101)
+		const routes = 4000
+		start := time.Now()
+		go func() {
+			for i := range routes {
+				r.announce(fmt.Sprintf("10.%d.%d.%d/26", 1+i>>10, i>>2&255, i<<6&255), "192.0.2.1")
+			}
+		}()
+		pokes := 0
+		for timeout := time.After(time.Minute); len(n.Snapshot().Paths) < routes; pokes++ {
+			select {
+			case <-n.Changed():
+			case <-timeout:
+				t.Fatalf("%d routes after a minute", len(n.Snapshot().Paths))
+			}
+		}
+		t.Logf("%d routes in %s: %d pokes and snapshots", routes, time.Since(start), pokes)
+		if pokes > routes/4 {
+			t.Errorf("%d pokes for %d routes", pokes, routes)
+		}
 	})
 }

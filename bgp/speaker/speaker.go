@@ -25,8 +25,8 @@ const (
 type Options struct {
 	// ListenAddresses to listen on. Empty: all addresses of both families.
 	ListenAddresses []netip.Addr
-	// MaxPrefixes that one peer may send in one family, accepted or not, before its session is
-	// ended (Cease/Maximum Number of Prefixes Reached). 0: 50,000.
+	// MaxPrefixes that one peer may send in both families together, accepted or not, before its
+	// session is ended. 0: 50,000.
 	MaxPrefixes uint32
 	// OverLimitRetry is the time until such a session is tried again. 0: one minute.
 	OverLimitRetry time.Duration
@@ -55,7 +55,7 @@ func New(opts Options, log *slog.Logger) *Speaker {
 		opts.OverLimitRetry = defaultOverLimitRetry
 	}
 	s := &Speaker{opts: opts, log: log, view: newView(log)}
-	s.view.onOverLimit = s.retryOverLimit
+	s.view.maxPrefixes, s.view.onOverLimit = int(opts.MaxPrefixes), s.overLimit
 	return s
 }
 
@@ -146,13 +146,22 @@ func (s *Speaker) restart(run *instance, peers []bgp.Peer) {
 	}))
 }
 
-// retryOverLimit tries a peer again that had sent too many prefixes.
-func (s *Speaker) retryOverLimit(addr netip.Addr) {
-	time.AfterFunc(s.opts.OverLimitRetry, func() {
-		s.applying.Lock()
-		defer s.applying.Unlock()
-		if s.run != nil {
-			s.run.readd(context.Background(), addr)
+// overLimit ends the session of a peer that sent too many prefixes, and tries it again later. The
+// view calls it, so it must not wait.
+func (s *Speaker) overLimit(addr netip.Addr, why string) {
+	locked := func(f func(*instance)) func() {
+		return func() {
+			s.applying.Lock()
+			defer s.applying.Unlock()
+			if s.run != nil {
+				f(s.run)
+			}
 		}
-	})
+	}
+	go locked(func(run *instance) {
+		run.disable(context.Background(), addr, why)
+		run.timers = append(run.timers, time.AfterFunc(s.opts.OverLimitRetry, locked(func(run *instance) {
+			run.enable(context.Background(), addr)
+		})))
+	})()
 }

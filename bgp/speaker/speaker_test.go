@@ -6,8 +6,11 @@ package speaker_test
 
 import (
 	"context"
+	"errors"
+	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -296,5 +299,44 @@ func TestSessionOverIPv6(t *testing.T) {
 		b.apply()
 		a.waitRoutes("10.2.0.0/24>192.0.2.2<fd99::2 fd00:2::/64>2001:db8::2<fd99::2")
 		b.waitRoutes("10.1.0.0/24>192.0.2.1<fd99::1 fd00:1::/64>2001:db8::1<fd99::1")
+	})
+}
+
+func TestPortInUse(t *testing.T) {
+	t.Parallel()
+	nettest.Run(t, func(t *testing.T) {
+		a, b := newNode(t, 1, 64512), newNode(t, 2, 64512)
+		connect(a, b)
+		b.apply()
+		l, err := net.Listen("tcp4", netip.AddrPortFrom(a.addr, testPort).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Apply(t.Context(), a.desired); !errors.Is(err, syscall.EADDRINUSE) {
+			t.Errorf("apply: %v", err)
+		}
+		if a.Snapshot().Running {
+			t.Error("it runs")
+		}
+		_ = l.Close()
+		a.apply()
+		a.waitState(b, bgp.StateEstablished)
+	})
+}
+
+func TestWrongPeers(t *testing.T) {
+	t.Parallel()
+	nettest.Run(t, func(t *testing.T) {
+		a, b := newNode(t, 1, 64512), newNode(t, 2, 64512)
+		connect(a, b)
+		a.peerWith(b)         // twice
+		a.peerWith(a).ASN = 0 // would mean any AS to GoBGP
+		b.apply()
+		err := a.Apply(t.Context(), a.desired)
+		if err == nil || !strings.Contains(err.Error(), "named twice") || !strings.Contains(err.Error(), "without an address and an AS number") {
+			t.Errorf("apply: %v", err)
+		}
+		a.waitState(b, bgp.StateEstablished) // the good one is not held up
+		a.waitError(a, "without an address and an AS number")
 	})
 }

@@ -17,8 +17,11 @@ type tap struct {
 	peer netip.Addr // of the "Key" of GoBGP's per-peer loggers
 }
 
-// Enabled is always true: failed connection attempts are logged at debug level.
-func (t *tap) Enabled(context.Context, slog.Level) bool { return true }
+// Enabled is always true for a peer's logger: it logs failed connection attempts at debug level. That
+// of the tables logs two lines for each route, which nobody wants.
+func (t *tap) Enabled(ctx context.Context, level slog.Level) bool {
+	return t.peer.IsValid() || level >= slog.LevelError || t.next.Enabled(ctx, slog.LevelDebug)
+}
 
 func (t *tap) Handle(ctx context.Context, rec slog.Record) error {
 	if t.peer.IsValid() {
@@ -62,6 +65,10 @@ func parseRecord(rec slog.Record) (report, bool) {
 	switch rec.Message {
 	case "failed to connect":
 		return dialText(attr(rec, "Error").String()), true
+	case "Peer Down":
+		// No news; but it takes the view's lock in the session's goroutine, which is about to mark
+		// paths as stale that the watcher has read. GoBGP itself does not order the two.
+		return report{}, true
 	case "outgoing connection IO error":
 		return report{text: "connection closed by peer before OPEN (does it expect us?)", vague: true}, true
 	case "sent notification", "received notification":

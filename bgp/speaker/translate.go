@@ -42,8 +42,9 @@ func buildGlobal(g bgp.Global, listen []netip.Addr) *api.Global {
 }
 
 // buildPeer is the neighbour that p asks for. What is none of GoBGP's business (Name, Accept,
-// AllowOwnASN) has no part in it: even another description would reset the session.
-func buildPeer(p bgp.Peer, maxPrefixes uint32, restarting bool) *api.Peer {
+// AllowOwnASN) has no part in it: even another description would reset the session. Nor has a prefix
+// limit: GoBGP counts its whole table for each UPDATE to check it.
+func buildPeer(p bgp.Peer, restarting bool) *api.Peer {
 	gr := p.GracefulRestart
 	out := &api.Peer{
 		Conf: &api.PeerConf{
@@ -75,7 +76,6 @@ func buildPeer(p bgp.Peer, maxPrefixes uint32, restarting bool) *api.Peer {
 		out.AfiSafis = append(out.AfiSafis, &api.AfiSafi{
 			Config:            &api.AfiSafiConfig{Family: apiFamily(f), Enabled: true},
 			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: gr.Enabled}},
-			PrefixLimits:      &api.PrefixLimit{Family: apiFamily(f), MaxPrefixes: maxPrefixes},
 		})
 	}
 	return out

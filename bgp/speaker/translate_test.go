@@ -42,15 +42,14 @@ func TestBuildPeer(t *testing.T) {
 		AfiSafis: []*api.AfiSafi{{
 			Config:            &api.AfiSafiConfig{Family: &api.Family{Afi: api.Family_AFI_IP6, Safi: api.Family_SAFI_UNICAST}, Enabled: true},
 			MpGracefulRestart: &api.MpGracefulRestart{Config: &api.MpGracefulRestartConfig{Enabled: true}},
-			PrefixLimits:      &api.PrefixLimit{Family: &api.Family{Afi: api.Family_AFI_IP6, Safi: api.Family_SAFI_UNICAST}, MaxPrefixes: 100},
 		}},
 	}
-	if diff := cmp.Diff(want, buildPeer(in, 100, true), protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff(want, buildPeer(in, true), protocmp.Transform()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 
 	in.GracefulRestart = bgp.GracefulRestart{}
-	got := buildPeer(in, 100, true).GracefulRestart
+	got := buildPeer(in, true).GracefulRestart
 	if !got.Enabled || !got.HelperOnly || got.LocalRestarting {
 		t.Errorf("without graceful restart: %v; want a helper", got)
 	}

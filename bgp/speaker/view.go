@@ -4,6 +4,7 @@ package speaker
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"reflect"
@@ -30,7 +31,8 @@ const (
 type view struct {
 	log         *slog.Logger
 	changed     chan struct{}
-	onOverLimit func(netip.Addr)
+	maxPrefixes int // 0: no limit
+	onOverLimit func(peer netip.Addr, why string)
 
 	mu         sync.Mutex
 	generation int // of the server; callbacks of an older one are ignored
@@ -229,7 +231,6 @@ type stateChange struct {
 	state        bgp.SessionState
 	reason       report
 	graceful     bool // the peer may be restarting: keep its routes
-	overLimit    bool // it sent more than MaxPrefixes
 	capabilities capabilities
 }
 
@@ -246,15 +247,10 @@ func (v *view) onState(generation int, c stateChange) {
 	case c.state == bgp.StateEstablished:
 		v.up(s, c.capabilities)
 	case s.state == bgp.StateEstablished:
-		graceful := c.graceful && !c.overLimit
-		if c.overLimit {
-			c.reason = report{text: "peer sent too many prefixes"}
-			v.onOverLimit(c.peer)
-		}
 		kept := s.capabilities.graceful
 		restart := s.capabilities.restartTime
 		v.leave(s, c.state, c.reason)
-		if graceful && restart > 0 {
+		if c.graceful && restart > 0 {
 			v.keepStale(s, kept, restart)
 		} else {
 			v.dropAll(s)
@@ -372,6 +368,12 @@ func (v *view) onPaths(generation int, updates []update) {
 		r := route{nextHop: u.nextHop, pathLen: u.pathLen, ownASN: u.ownASN}
 		r.refused = s.refuse(u.prefix, r)
 		news = v.set(s, u.prefix, r, !u.withdraw) || news
+		if v.maxPrefixes > 0 && len(s.routes) > v.maxPrefixes {
+			why := fmt.Sprintf("peer sent more than %d prefixes", v.maxPrefixes)
+			v.leave(s, bgp.StateIdle, report{text: why})
+			v.dropAll(s)
+			v.onOverLimit(u.peer, why)
+		}
 	}
 	if news {
 		v.touch()

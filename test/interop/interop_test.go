@@ -21,11 +21,13 @@ func TestFRR(t *testing.T)             { isolate(t, func(t *testing.T) { both(t,
 func TestFRRWithPassword(t *testing.T) { isolate(t, func(t *testing.T) { both(t, &frr{}, "sesame") }) }
 func TestFRRKeepsRoutes(t *testing.T)  { isolate(t, func(t *testing.T) { nodeKilled(t, &frr{}) }) }
 func TestFRRRestarts(t *testing.T)     { isolate(t, func(t *testing.T) { routerKilled(t, &frr{}) }) }
+func TestFRRSeesUsStop(t *testing.T)   { isolate(t, func(t *testing.T) { nodeStops(t, &frr{}) }) }
 func TestBIRD(t *testing.T)            { isolate(t, func(t *testing.T) { both(t, &bird{}, "") }) }
 func TestBIRDWithPassword(t *testing.T) {
 	isolate(t, func(t *testing.T) { both(t, &bird{}, "sesame") })
 }
 func TestBIRDKeepsRoutes(t *testing.T) { isolate(t, func(t *testing.T) { nodeKilled(t, &bird{}) }) }
+func TestBIRDSeesUsStop(t *testing.T)  { isolate(t, func(t *testing.T) { nodeStops(t, &bird{}) }) }
 func TestBIRDRestarts(t *testing.T)    { isolate(t, func(t *testing.T) { routerKilled(t, &bird{}) }) }
 
 // both: routes of both families appear on both sides of the one IPv4 session, each with a global
@@ -73,6 +75,30 @@ func nodeKilled(t *testing.T, r router) {
 	desired.Origins = desired.Origins[:1]
 	_ = startProcess(t, desired)
 	wait(t, "one route to go", func() string { return kernel(t) }, "10.1.0.0/24>192.168.11.1")
+}
+
+// nodeStops: a graceful stop leaves the routes in the router's kernel, another takes them out.
+func nodeStops(t *testing.T, r router) {
+	r.start(t, "")
+	explain(t, r)
+	desired := node("")
+	s := started(t, desired)
+	wait(t, "routes in the router's kernel", func() string { return kernel(t) }, atTor)
+	m := watchKernel(t)
+	if err := s.Stop(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	desired.Global.Restarting = true
+	next := started(t, desired) // as the next process would
+	wait(t, "routes at the next speaker", func() string { return routes(next) }, atNode)
+	wait(t, "end of rib", func() string { return ends(next) }, "IPv4 IPv6")
+	if lost := m.deleted(); len(lost) > 0 {
+		t.Errorf("the router lost routes:\n%s", strings.Join(lost, ""))
+	}
+	if err := next.Stop(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "no route at the router", func() string { return kernel(t) }, "")
 }
 
 // routerKilled: the router's daemon dies by kill -9 and comes back; the node has its routes all the
