@@ -51,20 +51,20 @@ type suite struct {
 func TestAPI(t *testing.T) {
 	s := newSuite(t)
 	for name, test := range map[string]func(*testing.T, *suite){
-		"blocks for three nodes":       testBlocks,
-		"spare and release":            testSpareAndRelease,
-		"deleted block in use":         testDeletedBlock,
-		"overlapping pools":            testOverlap,
-		"pool too small":               testTooSmall,
-		"replaced pool":                testReplacedPool,
-		"missing Secret":               testSecret,
-		"sessions of peers":            testPeers,
-		"configuration of felix":       testFelix,
-		"two planners at once":         testRace,
-		"leader election":              testLeaderElection,
-		"writes per node":              testWrites,
-		"a wrong delete is prevented":  testStaleCache,
-		"the API server goes and back": testFailures,
+		"blocks for three nodes":      testBlocks,
+		"spare and release":           testSpareAndRelease,
+		"deleted block in use":        testDeletedBlock,
+		"overlapping pools":           testOverlap,
+		"pool too small":              testTooSmall,
+		"replaced pool":               testReplacedPool,
+		"missing Secret":              testSecret,
+		"sessions of peers":           testPeers,
+		"configuration of felix":      testFelix,
+		"two planners at once":        testRace,
+		"leader election":             testLeaderElection,
+		"writes per node":             testWrites,
+		"a wrong delete is prevented": testStaleCache,
+		"failing writes":              testFailures,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.wipe(t)
@@ -115,7 +115,7 @@ func (s *suite) createFile(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	d := yaml.NewYAMLOrJSONDecoder(f, 4096)
 	for {
 		u := &unstructured.Unstructured{}

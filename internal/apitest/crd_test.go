@@ -5,10 +5,12 @@
 package apitest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -33,6 +35,30 @@ func TestKinds(t *testing.T) {
 	t.Run("defaults", func(t *testing.T) { testDefaults(t, c) })
 	t.Run("samples", func(t *testing.T) { testSamples(t, c) })
 	t.Run("status", func(t *testing.T) { testStatus(t, c) })
+	t.Run("manifests", func(t *testing.T) { testManifests(t, c) })
+}
+
+// What `kubectl apply -k config/default` installs is accepted as a whole, without unknown fields.
+func testManifests(t *testing.T, c client.Client) {
+	kubectl := filepath.Join(findAssets(), "kubectl")
+	if !executable(kubectl) {
+		kubectl = "kubectl"
+	}
+	out, err := exec.Command(kubectl, "kustomize", filepath.Join(Root(), "config", "default")).Output()
+	if err != nil {
+		t.Fatalf("kubectl kustomize config/default: %v", err)
+	}
+	strict := client.WithFieldValidation(c, metav1.FieldValidationStrict)
+	kinds := map[string]int{}
+	for _, u := range decode(t, bytes.NewReader(out)) {
+		kinds[u.GetKind()]++
+		if err := strict.Create(t.Context(), u); client.IgnoreAlreadyExists(err) != nil {
+			t.Errorf("%s %s: %v", u.GetKind(), u.GetName(), err)
+		}
+	}
+	if kinds["CustomResourceDefinition"] != 6 || kinds["Deployment"] != 1 || kinds["DaemonSet"] != 1 {
+		t.Errorf("config/default has %v", kinds)
+	}
 }
 
 // refused says whether the error is a refusal with this text; an empty text means no error.
@@ -266,16 +292,21 @@ func decodeAll(t *testing.T, file string) []*unstructured.Unstructured {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
+	return decode(t, f)
+}
+
+func decode(t *testing.T, r io.Reader) []*unstructured.Unstructured {
+	t.Helper()
 	var out []*unstructured.Unstructured
-	d := yaml.NewYAMLOrJSONDecoder(f, 4096)
+	d := yaml.NewYAMLOrJSONDecoder(r, 4096)
 	for {
 		u := &unstructured.Unstructured{}
 		switch err := d.Decode(u); {
 		case errors.Is(err, io.EOF):
 			return out
 		case err != nil:
-			t.Fatalf("%s: %v", file, err)
+			t.Fatal(err)
 		}
 		if len(u.Object) > 0 {
 			out = append(out, u)

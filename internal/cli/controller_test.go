@@ -113,7 +113,7 @@ func waitFor(t *testing.T, url string) string {
 			continue
 		}
 		body, err := io.ReadAll(resp.Body)
-		resp.Body.Close() //nolint:errcheck,gosec // only read
+		resp.Body.Close()
 		if err == nil && resp.StatusCode == http.StatusOK {
 			return string(body)
 		}
@@ -144,6 +144,6 @@ func checkMetrics(t *testing.T, body string) {
 	}
 	all := exec.Command(promtool, "check", "metrics")
 	all.Stdin = strings.NewReader(body)
-	out, _ := all.CombinedOutput() //nolint:errcheck // for information
+	out, _ := all.CombinedOutput()
 	t.Logf("promtool check metrics, with the libraries': %s", out)
 }
