@@ -309,7 +309,7 @@ func (l lab) mss(server, addr, client string) int {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	defer ln.Close()
+	defer ln.Close() //nolint:errcheck // a test's
 	l.inside(client, func() { conn, err = net.Dial("tcp", addr) })
 	if err != nil {
 		l.t.Fatal(err)
