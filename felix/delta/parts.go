@@ -57,8 +57,8 @@ func (p *Parts[K, V, E]) replace(old, list []E) {
 	}
 	for _, e := range old {
 		k, _ := p.split(e)
-		if s := t.index[k]; s != nil && s.wanted && s.seen != t.round {
-			t.unwant(s)
+		if i, ok := t.index[k]; ok && t.at(i).wanted && t.at(i).seen != t.round {
+			t.unwant(i)
 		}
 	}
 }

@@ -16,18 +16,21 @@
 // failed is still pending, and nothing that succeeded is written twice.
 package delta
 
-import "iter"
+import (
+	"iter"
+	"slices"
+)
 
 // Tracker holds the desired and the actual set and the pending changes between them. Setting or
 // asking one key costs one map access, a walk over the pending changes costs what is pending.
 // Walks visit keys in the order in which they became pending. It is for one goroutine.
 type Tracker[K, V comparable] struct {
-	index   map[K]*slot[K, V] // every key that is desired or actual
-	pages   [][]slot[K, V]    // all slots, in use or not, in the order of their first use
-	used    int               // of the last page
-	free    []*slot[K, V]     // slots that were given up
-	queue   []*slot[K, V]     // slots that may be pending, each once; swept when a walk begins
-	walking int               // walks under way: no sweep under their feet
+	index   map[K]int32    // number of the slot of every key that is desired or actual
+	pages   [][]slot[K, V] // all slots, in use or not
+	slots   int32          // how many were ever in use
+	free    []int32        // those that were given up
+	queue   []int32        // those that may be pending, each once; swept when a walk begins
+	walking int            // walks under way: no sweep under their feet
 
 	desired, actual  int
 	updates, deletes int
@@ -35,7 +38,9 @@ type Tracker[K, V comparable] struct {
 }
 
 // slot is one key. Both values lie beside it, not in maps of their own, so that a change is one map
-// access; slots lie in pages, so that 100k of them are few allocations and never move.
+// access. Slots lie in pages, so that 100k of them are few allocations and never move; they are
+// referred to by number, so that the garbage collector need not look into the map of a K without
+// pointers.
 type slot[K, V comparable] struct {
 	key        K
 	want, have V
@@ -54,12 +59,12 @@ type Update[K, V comparable] struct {
 	Actual  V    // zero if Create
 	Create  bool // there is none yet
 
-	slot *slot[K, V]
+	slot int32
 }
 
 // New returns an empty tracker.
 func New[K, V comparable]() *Tracker[K, V] {
-	return &Tracker[K, V]{index: map[K]*slot[K, V]{}}
+	return &Tracker[K, V]{index: map[K]int32{}}
 }
 
 // SetDesired makes k desired as v.
@@ -67,8 +72,8 @@ func (t *Tracker[K, V]) SetDesired(k K, v V) { t.setDesired(k, v, t.round) }
 
 // DeleteDesired makes k undesired.
 func (t *Tracker[K, V]) DeleteDesired(k K) {
-	if s := t.index[k]; s != nil && s.wanted {
-		t.unwant(s)
+	if i, ok := t.index[k]; ok && t.at(i).wanted {
+		t.unwant(i)
 	}
 }
 
@@ -79,9 +84,9 @@ func (t *Tracker[K, V]) ReplaceDesired(all iter.Seq2[K, V]) {
 	for k, v := range all {
 		t.setDesired(k, v, t.round)
 	}
-	for s := range t.all() {
+	for i, s := range t.all() {
 		if s.wanted && s.seen != t.round {
-			t.unwant(s)
+			t.unwant(i)
 		}
 	}
 }
@@ -91,18 +96,18 @@ func (t *Tracker[K, V]) SetActual(k K, v V) { t.setActual(k, v, t.round) }
 
 // Written notes that the update was carried out. It is SetActual without the search for the key.
 func (t *Tracker[K, V]) Written(u Update[K, V]) {
-	s := u.slot
-	if s == nil || !s.wanted && !s.held || s.key != u.Key { // given up meanwhile, perhaps in use for another
+	s := t.at(u.slot)
+	if !s.wanted && !s.held || s.key != u.Key { // given up meanwhile, perhaps in use for another
 		t.SetActual(u.Key, u.Desired)
 		return
 	}
-	t.hold(s, u.Desired)
+	t.hold(u.slot, u.Desired)
 }
 
 // DeleteActual notes that the kernel does not hold k.
 func (t *Tracker[K, V]) DeleteActual(k K) {
-	if s := t.index[k]; s != nil && s.held {
-		t.unhold(s)
+	if i, ok := t.index[k]; ok && t.at(i).held {
+		t.unhold(i)
 	}
 }
 
@@ -112,25 +117,25 @@ func (t *Tracker[K, V]) ReplaceActual(all iter.Seq2[K, V]) {
 	for k, v := range all {
 		t.setActual(k, v, t.round)
 	}
-	for s := range t.all() {
+	for i, s := range t.all() {
 		if s.held && s.seen != t.round {
-			t.unhold(s)
+			t.unhold(i)
 		}
 	}
 }
 
 // Desired returns the desired value of k.
 func (t *Tracker[K, V]) Desired(k K) (v V, ok bool) {
-	if s := t.index[k]; s != nil {
-		return s.want, s.wanted
+	if i, found := t.index[k]; found {
+		return t.at(i).want, t.at(i).wanted
 	}
 	return v, false
 }
 
 // Actual returns the actual value of k.
 func (t *Tracker[K, V]) Actual(k K) (v V, ok bool) {
-	if s := t.index[k]; s != nil {
-		return s.have, s.held
+	if i, found := t.index[k]; found {
+		return t.at(i).have, t.at(i).held
 	}
 	return v, false
 }
@@ -138,7 +143,7 @@ func (t *Tracker[K, V]) Actual(k K) (v V, ok bool) {
 // AllDesired walks over the desired set.
 func (t *Tracker[K, V]) AllDesired() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
-		for s := range t.all() {
+		for _, s := range t.all() {
 			if s.wanted && !yield(s.key, s.want) {
 				return
 			}
@@ -149,7 +154,7 @@ func (t *Tracker[K, V]) AllDesired() iter.Seq2[K, V] {
 // AllActual walks over the actual set.
 func (t *Tracker[K, V]) AllActual() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
-		for s := range t.all() {
+		for _, s := range t.all() {
 			if s.held && !yield(s.key, s.have) {
 				return
 			}
@@ -161,11 +166,11 @@ func (t *Tracker[K, V]) AllActual() iter.Seq2[K, V] {
 // meanwhile: what is in sync when its turn comes is left out.
 func (t *Tracker[K, V]) PendingUpdates() iter.Seq[Update[K, V]] {
 	return func(yield func(Update[K, V]) bool) {
-		t.walk(func(s *slot[K, V]) bool {
+		t.walk(func(i int32, s *slot[K, V]) bool {
 			if !s.needsUpdate() {
 				return true
 			}
-			return yield(Update[K, V]{Key: s.key, Desired: s.want, Actual: s.have, Create: !s.held, slot: s})
+			return yield(Update[K, V]{Key: s.key, Desired: s.want, Actual: s.have, Create: !s.held, slot: i})
 		})
 	}
 }
@@ -174,7 +179,7 @@ func (t *Tracker[K, V]) PendingUpdates() iter.Seq[Update[K, V]] {
 // changed meanwhile.
 func (t *Tracker[K, V]) PendingDeletes() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) {
-		t.walk(func(s *slot[K, V]) bool {
+		t.walk(func(_ int32, s *slot[K, V]) bool {
 			if !s.needsDelete() {
 				return true
 			}
@@ -193,7 +198,8 @@ func (t *Tracker[K, V]) Len() (desired, actual int) { return t.desired, t.actual
 func (t *Tracker[K, V]) Pending() (updates, deletes int) { return t.updates, t.deletes }
 
 func (t *Tracker[K, V]) setDesired(k K, v V, round uint32) {
-	s := t.slot(k)
+	i := t.place(k)
+	s := t.at(i)
 	s.seen = round
 	if s.wanted && s.want == v {
 		return
@@ -203,16 +209,17 @@ func (t *Tracker[K, V]) setDesired(k K, v V, round uint32) {
 		t.desired++
 	}
 	s.want, s.wanted = v, true
-	t.count(s)
+	t.count(i)
 }
 
 func (t *Tracker[K, V]) setActual(k K, v V, round uint32) {
-	s := t.slot(k)
-	s.seen = round
-	t.hold(s, v)
+	i := t.place(k)
+	t.at(i).seen = round
+	t.hold(i, v)
 }
 
-func (t *Tracker[K, V]) hold(s *slot[K, V], v V) {
+func (t *Tracker[K, V]) hold(i int32, v V) {
+	s := t.at(i)
 	if s.held && s.have == v {
 		return
 	}
@@ -221,60 +228,63 @@ func (t *Tracker[K, V]) hold(s *slot[K, V], v V) {
 		t.actual++
 	}
 	s.have, s.held = v, true
-	t.count(s)
+	t.count(i)
 }
 
-func (t *Tracker[K, V]) unwant(s *slot[K, V]) {
+func (t *Tracker[K, V]) unwant(i int32) {
 	var zero V
+	s := t.at(i)
 	t.uncount(s)
 	t.desired--
 	s.want, s.wanted = zero, false
-	t.count(s)
+	t.count(i)
 }
 
-func (t *Tracker[K, V]) unhold(s *slot[K, V]) {
+func (t *Tracker[K, V]) unhold(i int32) {
 	var zero V
+	s := t.at(i)
 	t.uncount(s)
 	t.actual--
 	s.have, s.held = zero, false
-	t.count(s)
+	t.count(i)
 }
 
-// slot finds or makes the slot of k.
-func (t *Tracker[K, V]) slot(k K) *slot[K, V] {
-	s := t.index[k]
-	if s != nil {
-		return s
+func (t *Tracker[K, V]) at(i int32) *slot[K, V] { return &t.pages[i/pageSize][i%pageSize] }
+
+// place finds or makes the slot of k.
+func (t *Tracker[K, V]) place(k K) int32 {
+	i, ok := t.index[k]
+	if ok {
+		return i
 	}
 	if n := len(t.free); n > 0 {
-		s, t.free = t.free[n-1], t.free[:n-1]
+		i, t.free = t.free[n-1], t.free[:n-1]
 	} else {
-		if len(t.pages) == 0 || t.used == pageSize {
-			t.pages, t.used = append(t.pages, make([]slot[K, V], pageSize)), 0
+		i = t.slots
+		t.slots++
+		if i%pageSize == 0 {
+			t.pages = append(t.pages, make([]slot[K, V], pageSize))
 		}
-		s = &t.pages[len(t.pages)-1][t.used]
-		t.used++
 	}
-	s.key = k
-	t.index[k] = s
-	return s
+	t.at(i).key = k
+	t.index[k] = i
+	return i
 }
 
 // reserve makes room for n keys in an empty tracker.
 func (t *Tracker[K, V]) reserve(n int) {
 	if len(t.index) == 0 {
-		t.index = make(map[K]*slot[K, V], n)
+		t.index = make(map[K]int32, n)
+		t.queue = slices.Grow(t.queue, n)
 	}
 }
 
 // all walks over all slots, those that were given up included: they are neither wanted nor held.
-func (t *Tracker[K, V]) all() iter.Seq[*slot[K, V]] {
-	return func(yield func(*slot[K, V]) bool) {
-		for _, page := range t.pages {
-			for i := range page {
-				if !yield(&page[i]) {
-					return
-				}
+func (t *Tracker[K, V]) all() iter.Seq2[int32, *slot[K, V]] {
+	return func(yield func(int32, *slot[K, V]) bool) {
+		for i := range t.slots {
+			if !yield(i, t.at(i)) {
+				return
 			}
 		}
 	}
@@ -290,7 +300,8 @@ func (t *Tracker[K, V]) uncount(s *slot[K, V]) {
 	}
 }
 
-func (t *Tracker[K, V]) count(s *slot[K, V]) {
+func (t *Tracker[K, V]) count(i int32) {
+	s := t.at(i)
 	switch {
 	case s.needsUpdate():
 		t.updates++
@@ -299,23 +310,23 @@ func (t *Tracker[K, V]) count(s *slot[K, V]) {
 	case !s.wanted && !s.held:
 		delete(t.index, s.key)
 		*s = slot[K, V]{queued: s.queued} // if queued, its place in the queue goes with it to the next key
-		t.free = append(t.free, s)
+		t.free = append(t.free, i)
 		return
 	default:
 		return
 	}
 	if !s.queued {
 		s.queued = true
-		t.queue = append(t.queue, s)
+		t.queue = append(t.queue, i)
 	}
 }
 
-func (t *Tracker[K, V]) walk(visit func(*slot[K, V]) bool) {
+func (t *Tracker[K, V]) walk(visit func(int32, *slot[K, V]) bool) {
 	t.sweep()
 	t.walking++
 	defer func() { t.walking-- }()
 	for n := 0; n < len(t.queue); n++ { // grows when the visitor makes something pending
-		if !visit(t.queue[n]) {
+		if !visit(t.queue[n], t.at(t.queue[n])) {
 			return
 		}
 	}
@@ -327,14 +338,13 @@ func (t *Tracker[K, V]) sweep() {
 		return
 	}
 	kept := t.queue[:0]
-	for _, s := range t.queue {
-		if s.needsUpdate() || s.needsDelete() {
-			kept = append(kept, s)
+	for _, i := range t.queue {
+		if s := t.at(i); s.needsUpdate() || s.needsDelete() {
+			kept = append(kept, i)
 		} else {
 			s.queued = false
 		}
 	}
-	clear(t.queue[len(kept):])
 	t.queue = kept
 }
 

@@ -230,8 +230,8 @@ func (c *Conn) send(p []byte) (err error) {
 	werr := c.raw.Write(func(fd uintptr) bool {
 		for {
 			err = unix.Sendto(int(fd), p, 0, &c.kernel)
-			if err != unix.EINTR { //nolint:errorlint // an errno straight from the system call
-				return err != unix.EAGAIN //nolint:errorlint // as above
+			if err != unix.EINTR {
+				return err != unix.EAGAIN
 			}
 		}
 	})
@@ -245,7 +245,7 @@ func (c *Conn) receive(dst []byte) ([]byte, error) {
 	n, waited := 0, false
 	var err error
 	rerr := c.raw.Read(func(fd uintptr) bool {
-		if n, err = recv(int(fd), free, unix.MSG_TRUNC); err != unix.EAGAIN { //nolint:errorlint // an errno straight from the system call
+		if n, err = recv(int(fd), free, unix.MSG_TRUNC); !errors.Is(err, unix.EAGAIN) {
 			return true
 		}
 		if !waited {
@@ -272,7 +272,7 @@ func (c *Conn) receive(dst []byte) ([]byte, error) {
 func recv(fd int, p []byte, flags int) (int, error) {
 	for {
 		n, _, err := unix.Recvfrom(fd, p, flags)
-		if err != unix.EINTR { //nolint:errorlint // an errno straight from the system call
+		if err != unix.EINTR {
 			return n, err
 		}
 	}

@@ -151,7 +151,7 @@ func (m *Monitor) close() {
 func (m *Monitor) receive(buf []byte) (n int, err error) {
 	rerr := m.raw.Read(func(fd uintptr) bool {
 		n, err = recv(int(fd), buf, 0)
-		return err != unix.EAGAIN //nolint:errorlint // an errno straight from the system call
+		return !errors.Is(err, unix.EAGAIN)
 	})
 	return n, errors.Join(rerr, err)
 }

@@ -24,6 +24,38 @@ func TestTableOnKernel(t *testing.T) {
 	}
 }
 
+// The kernel can hold a foreign route beside ours with the same prefix and metric. A replace might hit
+// it, so there is none, and a deletion takes ours alone.
+func TestForeignRouteAppended(t *testing.T) {
+	nettest.Run(t, func(t *testing.T) {
+		c := &counter{world: newKernel(t)}
+		tab := route.New(c, quiet)
+		tab.SetDesired(all)
+		apply(t, tab)
+		var theirs []string
+		for _, p := range []string{"10.1.0.0/26", "10.1.1.1/32", "10.1.2.0/26", "2001:db8:1::/122", "2001:db8:1:1::1/128", "2001:db8:1:2::/122"} {
+			nettest.Cmd(t, "ip", "route", "append", p, "dev", "vb", "metric", "80", "proto", "4")
+			theirs = append(theirs, p+" proto 4 metric 80")
+		}
+		tab.SetDesired(moved)
+		tab.QueueResync()
+		if err := tab.Apply(t.Context()); err == nil || strings.Count(err.Error(), "foreign route with our metric") < 5 {
+			t.Errorf("Apply() = %v; want foreign routes in the way", err)
+		}
+		for _, want := range theirs {
+			if !slices.Contains(c.list(t), want) {
+				t.Errorf("%q is gone", want)
+			}
+		}
+		tab.SetDesired(nil)
+		apply(t, tab)
+		slices.Sort(theirs)
+		if got := c.list(t); !slices.Equal(got, theirs) {
+			t.Errorf("routes left: %q; want %q", got, theirs)
+		}
+	})
+}
+
 // realKernel is the world made of the kernel.
 type realKernel struct{ *route.Kernel }
 

@@ -51,33 +51,26 @@ type Key struct {
 	Metric uint32
 }
 
-// chunk is how many changes are handed to the handle at a time: some datagrams' worth, so that the
-// memory in use does not grow with the table.
-const chunk = 1024
+// chunk is how many changes are handed to the handle at a time: a datagram's worth, so that the memory
+// in use stays small and in the processor's cache.
+const chunk = 256
 
 var errForeign = errors.New("foreign route with our metric is in the way")
-
-// target is what a route is beside its prefix.
-type target struct {
-	typ     desired.RouteType
-	nexthop desired.NexthopID
-	device  string
-	source  netip.Addr
-}
 
 // Table owns the routes with our protocol. It belongs to the goroutine that applies.
 type Table struct {
 	handle  Handle
 	log     *slog.Logger
-	tracker *delta.Tracker[netip.Prefix, target]
-	parts   *delta.Parts[netip.Prefix, target, desired.Route]
-	failed  map[netip.Prefix]error
+	packer  packer
+	tracker *delta.Tracker[key, target]
+	parts   *delta.Parts[key, target, desired.Route]
+	failed  map[key]error
 	stale   bool // the kernel has to be read before the next write
 
 	// As last read from the kernel:
-	foreign  map[netip.Prefix]uint8 // protocol of routes that stand in the place of desired ones
-	shadowed map[netip.Prefix]Entry // foreign routes that win over desired ones
-	strays   []Key                  // routes with our protocol, but not with our metric
+	foreign  map[key]uint8 // protocol of routes that stand in the place of desired ones
+	shadowed map[key]Entry // foreign routes that win over desired ones
+	strays   []Key         // routes with our protocol, but not with our metric
 }
 
 // New returns a table that reads the kernel at its first Apply.
@@ -85,11 +78,11 @@ func New(h Handle, log *slog.Logger) *Table {
 	t := &Table{
 		handle:  h,
 		log:     log,
-		tracker: delta.New[netip.Prefix, target](),
-		failed:  map[netip.Prefix]error{},
+		tracker: delta.New[key, target](),
+		failed:  map[key]error{},
 		stale:   true,
 	}
-	t.parts = delta.NewParts(t.tracker, split)
+	t.parts = delta.NewParts(t.tracker, t.packer.pack)
 	return t
 }
 
@@ -136,9 +129,10 @@ func (t *Table) Actual(ctx context.Context) ([]desired.Route, error) {
 		return nil, err
 	}
 	var all []desired.Route
-	for p, v := range t.tracker.AllActual() {
-		all = append(all, join(p, v))
+	for k, v := range t.tracker.AllActual() {
+		all = append(all, unpack(k, v))
 	}
+	t.stale = true // which foreign routes matter can be seen only once it is known what is desired
 	return all, nil
 }
 
@@ -146,8 +140,8 @@ func (t *Table) Actual(ctx context.Context) ([]desired.Route, error) {
 // same prefix, as last read from the kernel.
 func (t *Table) Shadowed() []Entry {
 	var all []Entry
-	for p := range t.tracker.AllDesired() {
-		if e, ok := t.shadowed[p]; ok {
+	for k := range t.tracker.AllDesired() {
+		if e, ok := t.shadowed[k]; ok {
 			all = append(all, e)
 		}
 	}
@@ -158,11 +152,11 @@ func (t *Table) Shadowed() []Entry {
 // failed: it is there, but carries nothing.
 func (t *Table) Status() []desired.Status {
 	var all []desired.Status
-	for p, want := range t.tracker.AllDesired() {
-		s := desired.Status{Object: "route " + p.String(), Phase: desired.Pending}
-		have, held := t.tracker.Actual(p)
-		err := t.failed[p]
-		shadow, shadowed := t.shadowed[p]
+	for k, want := range t.tracker.AllDesired() {
+		s := desired.Status{Object: "route " + k.prefix().String(), Phase: desired.Pending}
+		have, held := t.tracker.Actual(k)
+		err := t.failed[k]
+		shadow, shadowed := t.shadowed[k]
 		switch {
 		case held && have == want && shadowed:
 			s.Phase, s.Error = desired.Failed, shadow.describe()
@@ -173,9 +167,9 @@ func (t *Table) Status() []desired.Status {
 		}
 		all = append(all, s)
 	}
-	for p := range t.tracker.PendingDeletes() {
-		s := desired.Status{Object: "route " + p.String() + " (delete)", Phase: desired.Pending}
-		if err := t.failed[p]; err != nil {
+	for k := range t.tracker.PendingDeletes() {
+		s := desired.Status{Object: "route " + k.prefix().String() + " (delete)", Phase: desired.Pending}
+		if err := t.failed[k]; err != nil {
 			s.Phase, s.Error = desired.Failed, err.Error()
 		}
 		all = append(all, s)
@@ -194,8 +188,8 @@ func (t *Table) resync(ctx context.Context) error {
 	if err != nil && !interrupted {
 		return fmt.Errorf("list routes: %w", err)
 	}
-	t.foreign, t.shadowed, t.strays = map[netip.Prefix]uint8{}, map[netip.Prefix]Entry{}, nil
-	t.tracker.ReplaceActual(func(yield func(netip.Prefix, target) bool) {
+	t.foreign, t.shadowed, t.strays = map[key]uint8{}, map[key]Entry{}, nil
+	t.tracker.ReplaceActual(func(yield func(key, target) bool) {
 		for e := range entries {
 			switch {
 			case e.Protocol != desired.Protocol:
@@ -203,7 +197,7 @@ func (t *Table) resync(ctx context.Context) error {
 			case e.Metric != desired.RouteMetric:
 				t.strays = append(t.strays, Key{e.Route.Prefix, e.Metric})
 			default:
-				yield(split(e.Route))
+				yield(t.packer.pack(e.Route))
 			}
 		}
 	})
@@ -213,15 +207,15 @@ func (t *Table) resync(ctx context.Context) error {
 
 // meet notes a foreign route if it concerns a desired one.
 func (t *Table) meet(e Entry) {
-	p := e.Route.Prefix
-	if _, wanted := t.tracker.Desired(p); !wanted {
+	k := packPrefix(e.Route.Prefix)
+	if _, wanted := t.tracker.Desired(k); !wanted {
 		return
 	}
 	switch {
 	case e.Metric == desired.RouteMetric:
-		t.foreign[p] = e.Protocol
+		t.foreign[k] = e.Protocol
 	case e.Metric < desired.RouteMetric:
-		t.shadowed[p] = e
+		t.shadowed[k] = e
 	}
 }
 
@@ -229,6 +223,7 @@ func (t *Table) meet(e Entry) {
 func (t *Table) update(ctx context.Context) (errs kernel.Errors) {
 	create := writes{verb: "create", send: t.handle.CreateRoutes}
 	replace := writes{verb: "replace", send: t.handle.ReplaceRoutes}
+	n, _ := t.tracker.Pending()
 	for u := range t.tracker.PendingUpdates() {
 		w := &replace
 		if u.Create {
@@ -237,8 +232,11 @@ func (t *Table) update(ctx context.Context) (errs kernel.Errors) {
 			t.fail("replace", u.Key, foreignError(protocol), &errs)
 			continue
 		}
+		if w.updates == nil {
+			w.updates, w.routes = make([]delta.Update[key, target], 0, min(n, chunk)), make([]desired.Route, 0, min(n, chunk))
+		}
 		w.updates = append(w.updates, u)
-		w.routes = append(w.routes, join(u.Key, u.Desired))
+		w.routes = append(w.routes, unpack(u.Key, u.Desired))
 		if len(w.routes) == chunk {
 			t.write(ctx, w, &errs)
 		}
@@ -252,7 +250,7 @@ func (t *Table) update(ctx context.Context) (errs kernel.Errors) {
 type writes struct {
 	verb    string
 	send    func(context.Context, []desired.Route) []error
-	updates []delta.Update[netip.Prefix, target]
+	updates []delta.Update[key, target]
 	routes  []desired.Route
 }
 
@@ -288,33 +286,35 @@ func foreignError(protocol uint8) error { return fmt.Errorf("%w (protocol %d)", 
 
 // remove deletes what is not desired any more.
 func (t *Table) remove(ctx context.Context, errs *kernel.Errors) {
+	var pending []key
 	var keys []Key
 	flush := func() {
 		if len(keys) == 0 {
 			return
 		}
 		results := t.handle.DeleteRoutes(ctx, keys)
-		for i, k := range keys {
+		for i, k := range pending {
 			if err := at(results, i); err != nil && !kernel.Gone(err) {
-				t.fail("delete", k.Prefix, err, errs)
+				t.fail("delete", k, err, errs)
 				continue
 			}
-			t.tracker.DeleteActual(k.Prefix)
-			delete(t.failed, k.Prefix)
+			t.tracker.DeleteActual(k)
+			delete(t.failed, k)
 		}
-		keys = keys[:0]
+		pending, keys = pending[:0], keys[:0]
 	}
-	for p := range t.tracker.PendingDeletes() {
-		if keys = append(keys, Key{p, desired.RouteMetric}); len(keys) == chunk {
+	for k := range t.tracker.PendingDeletes() {
+		pending = append(pending, k)
+		if keys = append(keys, Key{k.prefix(), desired.RouteMetric}); len(keys) == chunk {
 			flush()
 		}
 	}
 	flush()
-	for p := range t.failed { // of routes that were never made and are not desired any more
-		_, wanted := t.tracker.Desired(p)
-		_, held := t.tracker.Actual(p)
+	for k := range t.failed { // of routes that were never made and are not desired any more
+		_, wanted := t.tracker.Desired(k)
+		_, held := t.tracker.Actual(k)
 		if !wanted && !held {
-			delete(t.failed, p)
+			delete(t.failed, k)
 		}
 	}
 }
@@ -337,25 +337,17 @@ func (t *Table) sweep(ctx context.Context, errs *kernel.Errors) {
 }
 
 // fail notes a failure. The route stays pending.
-func (t *Table) fail(verb string, p netip.Prefix, err error, errs *kernel.Errors) {
+func (t *Table) fail(verb string, k key, err error, errs *kernel.Errors) {
 	t.stale = t.stale || errors.Is(err, kernel.ErrNoAnswer)
-	if t.failed[p] == nil && errors.Is(err, errForeign) {
-		t.log.Warn("foreign route is in the way of ours", "prefix", p, "err", err)
+	if t.failed[k] == nil && errors.Is(err, errForeign) {
+		t.log.Warn("foreign route is in the way of ours", "prefix", k.prefix(), "err", err)
 	}
-	t.failed[p] = err
-	errs.Add(fmt.Errorf("%s route %s: %w", verb, p, err))
+	t.failed[k] = err
+	errs.Add(fmt.Errorf("%s route %s: %w", verb, k.prefix(), err))
 }
 
 func (e Entry) describe() string {
 	return fmt.Sprintf("foreign route with metric %d (protocol %d) wins", e.Metric, e.Protocol)
-}
-
-func split(r desired.Route) (netip.Prefix, target) {
-	return r.Prefix, target{typ: r.Type, nexthop: r.Nexthop, device: r.Device, source: r.Source}
-}
-
-func join(p netip.Prefix, v target) desired.Route {
-	return desired.Route{Prefix: p, Type: v.typ, Nexthop: v.nexthop, Device: v.device, Source: v.source}
 }
 
 // at is the i-th result of a write; no results at all mean success throughout.
