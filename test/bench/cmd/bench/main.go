@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures heliograph beside its limits and its peers, and writes Markdown tables of
+// ratios with both sides' figures:
+//
+//	bench [-o FILE] NAME...
+//
+// It runs in namespaces of its own. It exits with 1 if a target is missed.
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+
+	"github.com/heliograph-dev/heliograph/test/bench/routes"
+	"github.com/heliograph-dev/heliograph/test/bench/sandbox"
+	"github.com/heliograph-dev/heliograph/test/bench/table"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	out := flag.String("o", "", "write the tables to this `file` too")
+	flag.Parse()
+	inside, err := sandbox.Enter()
+	if !inside || err != nil {
+		return err
+	}
+	names := flag.Args()
+	if len(names) == 0 {
+		names = []string{"routes"}
+	}
+	var doc bytes.Buffer
+	missed := 0
+	for _, name := range names {
+		tables, err := measure(context.Background(), name)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		for _, t := range tables {
+			missed += t.Missed()
+			if err := t.Write(&doc); err != nil {
+				return err
+			}
+		}
+	}
+	fmt.Print(doc.String())
+	if *out != "" {
+		if err := os.WriteFile(*out, doc.Bytes(), 0o644); err != nil {
+			return err
+		}
+	}
+	if missed > 0 {
+		return fmt.Errorf("%d targets missed", missed)
+	}
+	return nil
+}
+
+func measure(ctx context.Context, name string) ([]table.Table, error) {
+	switch name {
+	case "routes":
+		return routes.Measure(ctx)
+	}
+	return nil, fmt.Errorf("no such benchmark (there are: routes)")
+}
