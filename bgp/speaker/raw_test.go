@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,9 @@ type raw struct {
 	asn     uint32
 	peerASN uint32
 	conn    net.Conn
+	mute    atomic.Bool // no KEEPALIVE any more
+	// restarting: the OPEN of the other end had the restart bit, and the forwarding bit of each family.
+	restarting bool
 
 	mu            sync.Mutex
 	notifications [][2]byte
@@ -69,17 +73,47 @@ func (r *raw) try(n *node, open *packet.BGPMessage) bool {
 	r.send(open)
 	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 	for {
-		switch typ, _, err := readMessage(conn); {
+		switch typ, body, err := readMessage(conn); {
 		case err != nil || typ == packet.BGP_MSG_NOTIFICATION:
 			_ = conn.Close()
 			return false
 		case typ == packet.BGP_MSG_OPEN:
+			r.restarting = claimsRestart(r.t, body)
 			r.send(packet.NewBGPKeepAliveMessage())
 		case typ == packet.BGP_MSG_KEEPALIVE:
 			_ = conn.SetReadDeadline(time.Time{})
 			return true
 		}
 	}
+}
+
+// claimsRestart reads the graceful restart capability (RFC 4724 §3) of an OPEN.
+func claimsRestart(t *testing.T, open []byte) bool {
+	t.Helper()
+	m := &packet.BGPOpen{}
+	if err := m.DecodeFromBytes(open); err != nil {
+		t.Fatal(err)
+	}
+	claims := false
+	for _, o := range m.OptParams {
+		caps, ok := o.(*packet.OptionParameterCapability)
+		if !ok {
+			continue
+		}
+		for _, c := range caps.Capability {
+			gr, ok := c.(*packet.CapGracefulRestart)
+			if !ok {
+				continue
+			}
+			claims = gr.Flags&0x8 != 0
+			for _, f := range gr.Tuples {
+				if (f.Flags&0x80 != 0) != claims {
+					t.Errorf("restarting %v, but family %d/%d has flags %x", claims, f.AFI, f.SAFI, f.Flags)
+				}
+			}
+		}
+	}
+	return claims
 }
 
 func (r *raw) read() {
@@ -104,7 +138,9 @@ func (r *raw) keepalive() {
 	for {
 		select {
 		case <-tick.C:
-			_, _ = r.conn.Write(alive)
+			if !r.mute.Load() {
+				_, _ = r.conn.Write(alive)
+			}
 		case <-r.gone:
 			return
 		}

@@ -144,6 +144,34 @@ func TestKilledAndNotRestarted(t *testing.T) {
 	})
 }
 
+// A speaker that takes over says so in OPEN, but only for its restart time; one that starts cold
+// never does.
+func TestRestartIsClaimedForATime(t *testing.T) {
+	t.Parallel()
+	nettest.Run(t, func(t *testing.T) {
+		n := newNode(t, 1, 64512)
+		for _, addr := range []string{"127.0.0.8", "127.0.0.9"} {
+			rawPeer(n, addr, 65101).GracefulRestart.RestartTime = 3 * time.Second
+		}
+		n.desired.Global.Restarting = true
+		n.apply()
+		if r := dialRaw(t, n, "127.0.0.8", 65101); !r.restarting {
+			t.Error("no restart claimed after the start")
+		}
+		started := time.Now()
+		waitFor(t, "the restart time to end", func() bool { return time.Since(started) > 3500*time.Millisecond }, func() string { return "" })
+		if r := dialRaw(t, n, "127.0.0.9", 65101); r.restarting {
+			t.Error("restart claimed when it was over")
+		}
+		// An AS of its own is a new server, but no new process.
+		n.desired.Global.ASN = 64513
+		n.apply()
+		if r := dialRaw(t, n, "127.0.0.9", 65101); r.restarting {
+			t.Error("restart claimed by the same process")
+		}
+	})
+}
+
 // Staleness with a peer that does exactly what the test says.
 func TestStaleRoutes(t *testing.T) {
 	t.Parallel()
@@ -160,6 +188,9 @@ func TestStaleRoutes(t *testing.T) {
 		rawPeer(n, "127.0.0.9", 65101)
 		n.apply()
 		r := dialRaw(t, n, "127.0.0.9", 65101, caps...)
+		if r.restarting {
+			t.Error("restart claimed on a cold start")
+		}
 		r.announce("10.8.0.0/24", "192.0.2.1")
 		r.announce("10.9.0.0/24", "192.0.2.1")
 		r.announce("fd00:8::/64", "2001:db8::1")
@@ -230,6 +261,21 @@ func TestStaleRoutes(t *testing.T) {
 			r.send(packet.NewBGPNotificationMessage(packet.BGP_ERROR_CEASE, packet.BGP_ERROR_SUB_ADMINISTRATIVE_SHUTDOWN, []byte("\x0bmaintenance")))
 			n.waitRoutes("")
 			n.waitError(&node{addr: r.addr}, "received Cease/Administrative Shutdown: maintenance")
+		},
+		"hold timer": func(t *testing.T) {
+			n := newNode(t, 1, 64512)
+			rawPeer(n, "127.0.0.8", 65101).Timers.Hold = 3 * time.Second
+			rawPeer(n, "127.0.0.9", 65101).Timers.Hold = 3 * time.Second
+			n.apply()
+			plain, gr := dialRaw(t, n, "127.0.0.8", 65101), dialRaw(t, n, "127.0.0.9", 65101, both)
+			for _, r := range []*raw{plain, gr} {
+				r.mute.Store(true)
+				r.announce("10.8.0.0/24", "192.0.2.1")
+			}
+			n.waitRoutes("10.8.0.0/24>192.0.2.1<127.0.0.8 10.8.0.0/24>192.0.2.1<127.0.0.9")
+			n.waitRoutes("10.8.0.0/24>192.0.2.1<127.0.0.9!stale")
+			n.waitError(&node{addr: plain.addr}, "hold timer expired")
+			n.waitError(&node{addr: gr.addr}, "hold timer expired")
 		},
 		"the peer is taken away": func(t *testing.T) {
 			n, r := start(t, both)
