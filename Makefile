@@ -107,7 +107,7 @@ kube: bin/lab ## Build Kubernetes and the lab's images into the cache; quick if 
 .PHONY: test-vm
 test-vm: ## The kernel drivers' tests on a second kernel, Debian's, in QEMU
 	@hack/vm/build.sh
-	HELIOGRAPH_NO_SKIP=1 $(GO) test -exec $(CURDIR)/hack/vm/run $(VM_PACKAGES)
+	HELIOGRAPH_NO_SKIP=1 $(GO) test -short -exec $(CURDIR)/hack/vm/run $(VM_PACKAGES)
 
 VM_PACKAGES := ./felix/link ./felix/address ./felix/neigh ./felix/nexthop ./felix/route ./felix/nft ./felix/sysctl ./felix/conntrack
 

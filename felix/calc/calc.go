@@ -138,7 +138,8 @@ func (c *computation) indexBlocks() {
 }
 
 // ownAddresses puts the node itself into the pod network: the second address of its primary block
-// of each family, on lo, where no other device's fate touches it.
+// of each family, on lo, where no other device's fate touches it. While a primary block is being
+// replaced there are two, and the node has both addresses; it speaks with the one that stays.
 func (c *computation) ownAddresses() {
 	c.podSource = map[bgp.Family]netip.Addr{}
 	for _, b := range c.owned[c.NodeName] {
@@ -146,7 +147,9 @@ func (c *computation) ownAddresses() {
 			continue
 		}
 		ip := b.CIDR.Addr().Next()
-		c.podSource[bgp.FamilyOf(ip)] = ip
+		if f := bgp.FamilyOf(ip); !c.podSource[f].IsValid() || !b.Releasing {
+			c.podSource[f] = ip
+		}
 		c.out.Addresses = append(c.out.Addresses, desired.Address{Device: "lo", Prefix: netip.PrefixFrom(ip, ip.BitLen())})
 	}
 }

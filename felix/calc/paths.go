@@ -107,7 +107,7 @@ func (c *computation) routesTo(n snapshot.Node, f bgp.Family) {
 	if len(blocks) == 0 {
 		return
 	}
-	lead := max(0, slices.IndexFunc(blocks, func(b snapshot.Block) bool { return b.Primary }))
+	lead := max(0, slices.IndexFunc(blocks, func(b snapshot.Block) bool { return b.Primary && !b.Releasing }))
 	nodePlan := c.decide(n, f, blocks[lead])
 	c.out.Paths = append(c.out.Paths, Path{Node: n.Name, Family: f, Method: nodePlan.method, NextHops: gateways(nodePlan.hops), Reason: nodePlan.reason})
 	if nodePlan.method != v1alpha1.PathNone {

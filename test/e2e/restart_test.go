@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// stream is an iperf3 connection between two pods.
+type stream struct {
+	server, client *background
+}
+
+// iperf begins a TCP connection that lasts for some seconds.
+func iperf(t *testing.T, from, to pod, seconds int) *stream {
+	t.Helper()
+	s := &stream{server: start(t, to.in("iperf3", "-s", "-1", "-p", "5300", "-B", to.ip4.String())...)}
+	eventually(t, 10*time.Second, func() error {
+		_, err := try(to.in("sh", "-c", "ss -ltn | grep -q :5300")...)
+		return err
+	})
+	// A slow rate, so that two cores have time for the rest; what is tested is that it lives.
+	s.client = start(t, from.in("iperf3", "-c", to.ip4.String(), "-p", "5300", "-b", "50M", "-t", fmt.Sprint(seconds), "-J")...)
+	return s
+}
+
+// wantAlive waits for the connection's end and fails if it broke.
+func (s *stream) wantAlive(t *testing.T) {
+	t.Helper()
+	var report struct {
+		Error string `json:"error"`
+		End   struct {
+			SumReceived struct {
+				Bytes float64 `json:"bytes"`
+			} `json:"sum_received"`
+		} `json:"end"`
+	}
+	out := s.client.wait(t)
+	if err := json.Unmarshal([]byte(out), &report); err != nil {
+		t.Fatalf("iperf3 says %q: %v", out, err)
+	}
+	if report.Error != "" || report.End.SumReceived.Bytes == 0 {
+		t.Errorf("the TCP connection broke: %q, %.0f bytes arrived", report.Error, report.End.SumReceived.Bytes)
+	}
+	t.Logf("the TCP connection lives: %.0f MB arrived", report.End.SumReceived.Bytes/1e6)
+}
+
+// agentPID is the agent's process on a node, in the node's own numbering.
+func agentPID(t *testing.T, node string) string {
+	t.Helper()
+	var pid string
+	eventually(t, time.Minute, func() error {
+		out, err := try("exec", node, "pgrep", "-f", "^/heliograph agent")
+		pid = strings.TrimSpace(out)
+		return err
+	})
+	return pid
+}
+
+// wantReady waits until the agent of a node has reported that it is in sync.
+func wantAgentsReady(t *testing.T) {
+	t.Helper()
+	kubectl(t, "-n", "heliograph-system", "rollout", "status", "--timeout=120s", "daemonset/heliograph-agent")
+	wantAllNative(t)
+}
+
+// TestAgentKilled kills the agent of node1 with SIGKILL, while pods talk through it.
+func TestAgentKilled(t *testing.T) {
+	a, b := twoPods(t)
+	wantAgentsReady(t)
+	pings := pingBothWays(t, a, b, 2*time.Minute)
+	connection := iperf(t, a, b, 25)
+	before := agentPID(t, "node1")
+	lab(t, "exec", "node1", "kill", "-9", before)
+	eventually(t, time.Minute, func() error {
+		if pid := agentPID(t, "node1"); pid == before {
+			return fmt.Errorf("the agent still has pid %s", pid)
+		}
+		return nil
+	})
+	wantAgentsReady(t)
+	connection.wantAlive(t)
+	wantNoneLost(t, pings)
+}
+
+// TestRollingRestart restarts all agents, one after the other.
+func TestRollingRestart(t *testing.T) {
+	a, b := twoPods(t)
+	wantAgentsReady(t)
+	pings := pingBothWays(t, a, b, 4*time.Minute)
+	connection := iperf(t, a, b, 40)
+	kubectl(t, "-n", "heliograph-system", "rollout", "restart", "daemonset/heliograph-agent")
+	wantAgentsReady(t)
+	connection.wantAlive(t)
+	wantNoneLost(t, pings)
+}
+
+// TestWithoutAPIServer kills the API server for a minute. Traffic goes on, and the plugin, called as
+// a runtime calls it, still connects and disconnects a pod; so it does after a restart of the agent.
+func TestWithoutAPIServer(t *testing.T) {
+	a, b := twoPods(t)
+	wantAgentsReady(t)
+	pings := pingBothWays(t, a, b, 4*time.Minute)
+	lab(t, "exec", "control", "pkill", "-9", "-x", "kube-apiserver")
+	t.Cleanup(func() { lab(t, "up"); wantAgentsReady(t) })
+	away := time.Now()
+	callPlugin(t)
+	before := agentPID(t, "node1")
+	lab(t, "exec", "node1", "kill", "-9", before)
+	eventually(t, time.Minute, func() error {
+		out, err := try("exec", "node1", "curl", "-sS", "-m", "2", "http://127.0.0.1:9810/metrics")
+		if err == nil && !strings.Contains(out, "heliograph_in_sync 1") {
+			err = fmt.Errorf("the agent that started without an API server is not in sync")
+		}
+		return err
+	})
+	callPlugin(t)
+	time.Sleep(time.Until(away.Add(time.Minute))) // the length of the outage is the test's subject
+	if _, err := try("kubectl", "get", "--raw", "/readyz"); err == nil {
+		t.Error("the API server answers: the test tested nothing")
+	}
+	lab(t, "up")
+	wantAgentsReady(t)
+	wantNoneLost(t, pings)
+}
+
+// callPlugin adds a pod on node1 by hand, reaches it, and deletes it.
+func callPlugin(t *testing.T) {
+	t.Helper()
+	script := `set -e
+	ip netns add e2e; trap 'ip netns del e2e' EXIT
+	export CNI_CONTAINERID=e2e-by-hand CNI_NETNS=/run/netns/e2e CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin
+	conf='{"cniVersion":"1.1.0","name":"heliograph","type":"heliograph"}'
+	echo "$conf" | CNI_COMMAND=ADD /opt/cni/bin/heliograph
+	for a in $(ip -n e2e -o addr show dev eth0 scope global | awk '{print $4}'); do ping -n -c 1 -W 2 ${a%/*} >/dev/null; done
+	echo "$conf" | CNI_COMMAND=DEL /opt/cni/bin/heliograph`
+	if out := lab(t, "exec", "node1", "sh", "-c", script); !strings.Contains(out, `"address"`) {
+		t.Errorf("ADD answers %q", out)
+	}
+}
