@@ -161,7 +161,7 @@ func (m *Manager) Add(ctx context.Context, r cni.Request, podSocket *os.File) (c
 	if err != nil {
 		return cni.Response{}, allocationError(err)
 	}
-	ends, err := m.connect(podSocket, m.interfaceOf(r, allocated), fresh)
+	ends, err := m.connect(ctx, podSocket, m.interfaceOf(r, allocated), fresh)
 	if err != nil {
 		return cni.Response{}, m.rollback(r.Attachment, &cni.Error{Code: cni.CodeInternal, Msg: "cannot create the pod's interface", Details: err.Error()})
 	}
@@ -177,7 +177,7 @@ func (m *Manager) Add(ctx context.Context, r cni.Request, podSocket *os.File) (c
 }
 
 // connect makes the interface.
-func (m *Manager) connect(podSocket *os.File, i podnet.Interface, fresh bool) (podnet.Ends, error) {
+func (m *Manager) connect(ctx context.Context, podSocket *os.File, i podnet.Interface, fresh bool) (podnet.Ends, error) {
 	ends, err := m.interfaces.Create(podSocket, i)
 	if err == nil || fresh && !errors.Is(err, fs.ErrExist) || fresh && errors.Is(err, podnet.ErrPodInterfaceExists) {
 		return ends, err
@@ -186,6 +186,13 @@ func (m *Manager) connect(podSocket *os.File, i podnet.Interface, fresh bool) (p
 	// made the sandbox anew, in one that is gone. Making it anew is right in both cases, and rare.
 	if err := m.interfaces.Delete(podnet.HostDevice(i.Attachment)); err != nil {
 		return podnet.Ends{}, err
+	}
+	// The routes went with the device. The loop must notice before there is another of the same name, or
+	// it would believe that it has them.
+	syncCtx, cancel := context.WithTimeout(ctx, m.syncTimeout)
+	defer cancel()
+	if err := m.hooks.Sync(syncCtx); err != nil {
+		return podnet.Ends{}, fmt.Errorf("wait until the old device's routes are gone: %w", err)
 	}
 	return m.interfaces.Create(podSocket, i)
 }
