@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/heliograph-dev/heliograph/test/bench/cni"
 	"github.com/heliograph-dev/heliograph/test/bench/routes"
 	"github.com/heliograph-dev/heliograph/test/bench/sandbox"
 	"github.com/heliograph-dev/heliograph/test/bench/table"
@@ -36,7 +37,7 @@ func run() error {
 	}
 	names := flag.Args()
 	if len(names) == 0 {
-		names = []string{"routes"}
+		names = []string{"routes", "cni"}
 	}
 	var doc bytes.Buffer
 	missed := 0
@@ -66,8 +67,10 @@ func run() error {
 
 func measure(ctx context.Context, name string) ([]table.Table, error) {
 	switch name {
+	case "cni":
+		return cni.Measure(ctx)
 	case "routes":
 		return routes.Measure(ctx)
 	}
-	return nil, fmt.Errorf("no such benchmark (there are: routes)")
+	return nil, fmt.Errorf("no such benchmark (there are: cni, routes)")
 }
