@@ -18,26 +18,23 @@ import (
 // reconcilePeers makes the server's neighbours equal to peers, each on its own.
 func (r *instance) reconcilePeers(ctx context.Context, peers []bgp.Peer) error {
 	var errs []error
-	want := make(map[netip.Addr]bool, len(peers))
+	named := make(map[netip.Addr]bool, len(peers))
+	unique := make([]bgp.Peer, 0, len(peers))
 	for _, p := range peers {
-		if want[p.Address] {
+		if named[p.Address] {
 			errs = append(errs, fmt.Errorf("peer %s: address %s is named twice", p.Name, p.Address))
 			continue
 		}
-		want[p.Address] = true
+		named[p.Address] = true
+		unique = append(unique, p)
 	}
 	for addr, has := range r.peers {
-		if !want[addr] {
+		if !named[addr] {
 			errs = append(errs, r.remove(ctx, has.peer))
 		}
 	}
-	r.view.retainPeers(want)
-	done := make(map[netip.Addr]bool, len(peers))
-	for _, p := range peers {
-		if done[p.Address] {
-			continue
-		}
-		done[p.Address] = true
+	r.view.retainPeers(named)
+	for _, p := range unique {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, err)...)
 		}
@@ -74,7 +71,8 @@ func (r *instance) reconcilePeer(ctx context.Context, p bgp.Peer) error {
 			return fmt.Errorf("update: %w", err)
 		}
 	}
-	r.peers[p.Address] = running{peer: p, restarting: has.restarting}
+	has.peer = p
+	r.peers[p.Address] = has
 	return nil
 }
 

@@ -119,7 +119,7 @@ func TestKilledAndRestarted(t *testing.T) {
 		kill()
 		helper.wait("stale", func() bool { return strings.Contains(strings.Join(helper.routes(), " "), "!stale") })
 		killed.desired.Origins = killed.desired.Origins[:1]
-		kill = killed.process(true)
+		killed.process(true)
 		helper.waitRoutes("10.2.0.0/24>192.0.2.2<127.0.0.2")
 	})
 }

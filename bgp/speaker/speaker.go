@@ -100,7 +100,8 @@ func (s *Speaker) Apply(ctx context.Context, desired bgp.Desired) error {
 // of the tables if something changed since the last call, and nothing otherwise.
 func (s *Speaker) Snapshot() bgp.Snapshot { return s.view.snapshot() }
 
-// Changed is poked, at most about once in a millisecond, when Snapshot would return something new.
+// Changed is poked when Snapshot would return something new, at most about once in a millisecond, and
+// more rarely if snapshots take long.
 func (s *Speaker) Changed() <-chan struct{} { return s.view.changed }
 
 // Stop ends all sessions and the server. Graceful closes the TCP connections without a NOTIFICATION,
