@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/google/go-cmp/cmp"
@@ -62,8 +63,9 @@ func newNode(t *testing.T) *node {
 	}
 	nettest.Cmd(t, "ip", "addr", "add", "10.244.0.1/32", "dev", "lo")
 	nettest.Cmd(t, "ip", "addr", "add", "fd00:244::1/128", "dev", "lo", "nodad")
+	run := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}} // libcni's own is made at its first use, unlocked
 	return &node{
-		t: t, dir: dir, cni: libcni.NewCNIConfigWithCacheDir([]string{dir}, filepath.Join(dir, "cache"), nil),
+		t: t, dir: dir, cni: libcni.NewCNIConfigWithCacheDir([]string{dir}, filepath.Join(dir, "cache"), run),
 		log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	}
 }
