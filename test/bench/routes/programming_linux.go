@@ -58,14 +58,22 @@ func (b *bench) programming(n int) (table.Table, error) {
 	}
 	t := table.Table{
 		Title: fmt.Sprintf("Programming %d routes", n),
-		Note:  fmt.Sprintf("Into an empty table, over %d next hops, with all that it takes: nexthop objects, first reading of the kernel, comparison. Ratio of speeds, median of %d interleaved rounds (of %d for those over in less than a second).", gateways, rounds, rounds*repeats),
+		Note:  fmt.Sprintf("Into an empty table, over %d next hops, with all that it takes: nexthop objects, first reading of the kernel, comparison. Ratio of speeds, of runs next to each other, and medians, of %d interleaved rounds (of %d for those over in less than a second).", gateways, rounds, rounds*repeats),
 	}
 	us := table.Median(times[0])
+	var first []time.Duration // ours of the turns in which all ways ran
+	for turn := 0; turn < len(times[0]); turn += repeats {
+		first = append(first, times[0][turn])
+	}
 	for i, w := range ways[1:] {
+		beside := first
+		if w.quick {
+			beside = times[0]
+		}
 		them := table.Median(times[i+1])
 		t.Rows = append(t.Rows, table.Row{
 			What: "time", Ours: table.Millis(us) + ", " + table.PerSecond(n, us), Beside: w.name,
-			Theirs: table.Millis(them) + ", " + table.PerSecond(n, them), Ratio: them.Seconds() / us.Seconds(), Target: w.target,
+			Theirs: table.Millis(them) + ", " + table.PerSecond(n, them), Ratio: table.MedianRatio(times[i+1], beside), Target: w.target,
 		})
 	}
 	return t, nil

@@ -105,6 +105,20 @@ func Median(d []time.Duration) time.Duration {
 	return s[len(s)/2]
 }
 
+// MedianRatio is the median of theirs to ours, round by round: on a noisy machine two runs next to each
+// other compare better than two medians.
+func MedianRatio(theirs, ours []time.Duration) float64 {
+	ratios := make([]float64, min(len(theirs), len(ours)))
+	for i := range ratios {
+		ratios[i] = theirs[i].Seconds() / ours[i].Seconds()
+	}
+	if len(ratios) == 0 {
+		return 0
+	}
+	slices.Sort(ratios)
+	return ratios[len(ratios)/2]
+}
+
 // Millis prints a duration in milliseconds.
 func Millis(d time.Duration) string { return fmt.Sprintf("%.2f ms", d.Seconds()*1e3) }
 
