@@ -59,6 +59,12 @@ func run(m *testing.M) (code int, err error) {
 	if err := up.Run(); err != nil {
 		return 1, fmt.Errorf("lab up: %w", err)
 	}
+	defer func() {
+		_, deleteErr := try("kubectl", "delete", "namespace", namespace, "--ignore-not-found", "--timeout=90s")
+		if deleteErr != nil && err == nil {
+			code, err = 1, deleteErr
+		}
+	}()
 	return m.Run(), nil
 }
 

@@ -61,7 +61,20 @@ func agentPID(t *testing.T, node string) string {
 	return pid
 }
 
-// wantReady waits until the agent of a node has reported that it is in sync.
+// killAgent kills the agent of a node with SIGKILL and waits for the next one.
+func killAgent(t *testing.T, node string) {
+	t.Helper()
+	before := agentPID(t, node)
+	lab(t, "exec", node, "kill", "-9", before)
+	eventually(t, time.Minute, func() error {
+		if pid := agentPID(t, node); pid == before {
+			return fmt.Errorf("the agent still has pid %s", pid)
+		}
+		return nil
+	})
+}
+
+// wantAgentsReady waits until all agents are ready and all paths are native.
 func wantAgentsReady(t *testing.T) {
 	t.Helper()
 	kubectl(t, "-n", "heliograph-system", "rollout", "status", "--timeout=120s", "daemonset/heliograph-agent")
@@ -74,14 +87,7 @@ func TestAgentKilled(t *testing.T) {
 	wantAgentsReady(t)
 	pings := pingBothWays(t, a, b, 2*time.Minute)
 	connection := iperf(t, a, b, 25)
-	before := agentPID(t, "node1")
-	lab(t, "exec", "node1", "kill", "-9", before)
-	eventually(t, time.Minute, func() error {
-		if pid := agentPID(t, "node1"); pid == before {
-			return fmt.Errorf("the agent still has pid %s", pid)
-		}
-		return nil
-	})
+	killAgent(t, "node1")
 	wantAgentsReady(t)
 	connection.wantAlive(t)
 	wantNoneLost(t, pings)
@@ -109,11 +115,10 @@ func TestWithoutAPIServer(t *testing.T) {
 	t.Cleanup(func() { lab(t, "up"); wantAgentsReady(t) })
 	away := time.Now()
 	callPlugin(t)
-	before := agentPID(t, "node1")
-	lab(t, "exec", "node1", "kill", "-9", before)
+	killAgent(t, "node1")
 	eventually(t, time.Minute, func() error {
 		out, err := try("exec", "node1", "curl", "-sS", "-m", "2", "http://127.0.0.1:9810/metrics")
-		if err == nil && !strings.Contains(out, "heliograph_in_sync 1") {
+		if err == nil && !strings.Contains(out, "\nheliograph_in_sync 1\n") {
 			err = fmt.Errorf("the agent that started without an API server is not in sync")
 		}
 		return err
