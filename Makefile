@@ -85,7 +85,7 @@ manifests: bin/controller-gen ## Regenerate the CRDs
 .PHONY: lint
 lint: bin/golangci-lint ## Run the linters
 	@$(BIN)/golangci-lint run ./...
-	@cd hack/lab && $(BIN)/golangci-lint run ./...
+	@for m in hack/lab test/bench test/e2e test/interop; do (cd $$m && $(BIN)/golangci-lint run ./...); done
 
 .PHONY: verify
 verify: lint ## Linters, import rules, generated files and go.mod files up to date

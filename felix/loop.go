@@ -77,7 +77,6 @@ type loop struct {
 	remote   trigger.Trigger // recompute everything
 	local    trigger.Trigger // recompute the pods
 	retry    time.Duration   // 0: the last Apply succeeded
-	refresh  time.Duration   // full read-back of the kernel
 	view     snapshot.View
 	state    calc.RemoteState
 	clock    pathClock

@@ -75,8 +75,13 @@ func startAgent(ctx context.Context, dir string) (*agent, error) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(ctx) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(ctx); err != nil {
+			log.Error("the CNI socket is not served", "error", err)
+		}
+	}()
 	a.stop = func() {
 		cancel()
 		<-done
