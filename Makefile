@@ -122,9 +122,13 @@ test-e2e: image bin/lab ## The smoke end-to-end tests in the lab; starts it if i
 ## Measures
 
 .PHONY: bench
-bench: $(addprefix bench-,routes cni) ## Measure against peers and physical limits: Markdown tables of ratios
+bench: bench-routes bench-cni bench-pods ## Measure against peers and physical limits: Markdown tables of ratios
 
-.PHONY: bench-%
+.PHONY: bench-pods
+bench-pods: image bin/lab
+	@$(BIN)/lab up >/dev/null
+	@$(GO) -C test/bench run ./cmd/bench pods
+
 bench-%: build ## One part of bench
 	@$(GO) -C test/bench run ./cmd/bench $*
 
@@ -134,4 +138,4 @@ tail: ## Print the ten longest functions, files and structs: a mirror, not a gat
 
 .PHONY: help
 help: ## This list
-	@awk 'BEGIN {FS = ":.*## "} /^## / {print "\n" substr($$0, 4) ":"} /^[a-zA-Z%-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^## / {print "\n" substr($$0, 4) ":"} /^[a-zA-Z0-9%-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile

@@ -35,6 +35,11 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// wasUp says whether the lab was up before the tests: they leave it as they found it.
+var wasUp bool
+
+func isUp() bool { return exec.Command(labBinary(), "status").Run() == nil }
+
 // run starts the lab if it is down, and leaves it as it was found.
 func run(m *testing.M) (code int, err error) {
 	if why := cannotRun(); why != "" {
@@ -44,7 +49,7 @@ func run(m *testing.M) (code int, err error) {
 		fmt.Println("e2e: skipped:", why)
 		return 0, nil
 	}
-	wasUp := exec.Command(labBinary(), "status").Run() == nil
+	wasUp = isUp()
 	up := exec.Command(labBinary(), "up")
 	up.Stdout, up.Stderr = os.Stdout, os.Stderr
 	if !wasUp {
@@ -60,6 +65,9 @@ func run(m *testing.M) (code int, err error) {
 		return 1, fmt.Errorf("lab up: %w", err)
 	}
 	defer func() {
+		if !isUp() {
+			return
+		}
 		_, deleteErr := try("kubectl", "delete", "namespace", namespace, "--ignore-not-found", "--timeout=90s")
 		if deleteErr != nil && err == nil {
 			code, err = 1, deleteErr
