@@ -116,14 +116,17 @@ func kubectl(t *testing.T, args ...string) string {
 	return lab(t, append([]string{"kubectl"}, args...)...)
 }
 
-// apply applies a manifest.
+// apply applies a manifest. A new namespace needs a moment until it has its ServiceAccount.
 func apply(t *testing.T, manifest string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "manifest.yaml")
 	if err := os.WriteFile(file, []byte(manifest), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	kubectl(t, "apply", "-f", file)
+	eventually(t, 20*time.Second, func() error {
+		_, err := try("kubectl", "apply", "-f", file)
+		return err
+	})
 }
 
 // eventually waits until check returns nil.

@@ -3,19 +3,18 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 )
 
-const referenceConf = `{"cniVersion":"1.0.0","name":"reference","plugins":[{"type":"ptp","ipMasq":false,
-	"ipam":{"type":"host-local","ranges":[[{"subnet":"10.200.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`
+const referenceConf = `{"cniVersion":"1.0.0","name":"reference","plugins":[{"type":"ptp",` +
+	`"ipam":{"type":"host-local","ranges":[[{"subnet":"10.200.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`
 
-// TestZZLabWithoutNetwork starts a lab without a network plugin: its nodes stay NotReady until
-// somebody installs one. It needs a lab of its own, so it is the very last.
-func TestZZLabWithoutNetwork(t *testing.T) {
+// TestLabWithoutNetwork starts a lab without a network plugin: its nodes stay NotReady until
+// somebody installs one. It needs a lab of its own, so its file is the last
+func TestLabWithoutNetwork(t *testing.T) {
 	lab(t, "down")
 	t.Cleanup(func() {
 		lab(t, "down")
@@ -27,12 +26,8 @@ func TestZZLabWithoutNetwork(t *testing.T) {
 	if out := kubectl(t, "get", "nodes", "--no-headers"); strings.Count(out, "NotReady") != 1 {
 		t.Fatalf("nodes are\n%s\nwant one, NotReady", out)
 	}
-	conf, err := json.Marshal(referenceConf)
-	if err != nil {
-		t.Fatal(err)
-	}
 	lab(t, "exec", "node1", "sh", "-c", fmt.Sprintf(
-		`cp /usr/lib/cni/ptp /usr/lib/cni/host-local /opt/cni/bin/ && mkdir -p /etc/cni/net.d && printf %%s %s >/etc/cni/net.d/10-reference.conflist`, conf))
+		`cp /usr/lib/cni/ptp /usr/lib/cni/host-local /opt/cni/bin/ && mkdir -p /etc/cni/net.d && echo '%s' >/etc/cni/net.d/10-reference.conflist`, referenceConf))
 	kubectl(t, "wait", "--for=condition=Ready", "--timeout=60s", "node/node1")
 	apply(t, fmt.Sprintf(podManifest, namespace, "reference", "node1", ""))
 	kubectl(t, "-n", namespace, "wait", "--for=condition=Ready", "--timeout=90s", "pod/reference")
