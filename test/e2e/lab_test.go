@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -229,7 +230,27 @@ func twoPods(t *testing.T) (rack1, rack2 pod) {
 // background is a command that runs until it is stopped.
 type background struct {
 	cmd *exec.Cmd
-	out bytes.Buffer
+	out output
+}
+
+// output collects what a running command prints, while the test looks into it.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(p)
+}
+
+// String returns what has been printed so far.
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
 }
 
 // start runs a lab command in the background; stop, or the end of the test, ends it.
