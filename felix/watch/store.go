@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
@@ -19,9 +18,9 @@ const storeVersion = 1
 
 // file is what lies on disk. It may hold BGP passwords: it is readable by root alone.
 type file struct {
-	Version int              `json:"version"`
-	Saved   time.Time        `json:"saved"`
-	Objects snapshot.Objects `json:"objects"`
+	Version int             `json:"version"`
+	Saved   time.Time       `json:"saved"`
+	Objects json.RawMessage `json:"objects"` // snapshot.Objects
 }
 
 // store keeps the last good objects in one file. Not for concurrent use.
@@ -38,7 +37,7 @@ func (s *store) save(o snapshot.Objects) error {
 	if bytes.Equal(objects, s.last) {
 		return nil
 	}
-	content, err := json.Marshal(file{Version: storeVersion, Saved: time.Now().UTC(), Objects: o})
+	content, err := json.Marshal(file{Version: storeVersion, Saved: time.Now().UTC(), Objects: objects})
 	if err != nil {
 		return fmt.Errorf("encode snapshot: %w", err)
 	}
@@ -61,12 +60,17 @@ func (s *store) load() (snapshot.Objects, time.Time, error) {
 	if f.Version != storeVersion {
 		return snapshot.Objects{}, time.Time{}, fmt.Errorf("load snapshot %s: version %d, expected %d", s.path, f.Version, storeVersion)
 	}
-	return f.Objects, f.Saved, nil
+	var o snapshot.Objects
+	if err := json.Unmarshal(f.Objects, &o); err != nil {
+		return snapshot.Objects{}, time.Time{}, fmt.Errorf("load snapshot %s: %w", s.path, err)
+	}
+	return o, f.Saved, nil
 }
 
 // writeAtomically leaves either the old content or the new one, also when the machine loses power.
 func writeAtomically(path string, content []byte) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	// Always the same name, so that crashes leave one file behind at most.
+	tmp, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -75,7 +79,7 @@ func writeAtomically(path string, content []byte) (err error) {
 			err = errors.Join(err, os.Remove(tmp.Name()))
 		}
 	}()
-	if _, err := tmp.Write(content); err != nil { // CreateTemp made it 0600
+	if _, err := tmp.Write(content); err != nil {
 		return errors.Join(err, tmp.Close())
 	}
 	if err := tmp.Sync(); err != nil {

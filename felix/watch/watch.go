@@ -11,6 +11,9 @@ import (
 	"log/slog"
 	"maps"
 	"reflect"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -133,7 +136,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 	if err := w.watch(ctx, &appsv1.DaemonSet{}, w.daemonSetHandler()); err != nil {
 		return err
 	}
-	go w.awaitSync(ctx)
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	waiting.Go(func() { w.awaitSync(ctx) })
 	if err := w.cache.Start(ctx); err != nil {
 		return fmt.Errorf("run cache: %w", err)
 	}
@@ -208,8 +213,10 @@ func (w *Watcher) Objects(ctx context.Context) (snapshot.Objects, error) {
 			return snapshot.Objects{}, fmt.Errorf("list %T: %w", list, err)
 		}
 	}
-	o.Nodes, o.Pools, o.Blocks = nodes.Items, pools.Items, blocks.Items
-	o.BGP, o.Peers, o.Felix = bgp.Items, peers.Items, felix.Items
+	// The cache lists in no order. Sorted, what did not change is saved as the same bytes, which is not
+	// at all.
+	o.Nodes, o.Pools, o.Blocks = byName(nodes.Items), byName(pools.Items), byName(blocks.Items)
+	o.BGP, o.Peers, o.Felix = byName(bgp.Items), byName(peers.Items), byName(felix.Items)
 	wanted := secretsOf(o)
 	for _, s := range secrets.Items {
 		if wanted[s.Name] {
@@ -217,6 +224,14 @@ func (w *Watcher) Objects(ctx context.Context) (snapshot.Objects, error) {
 		}
 	}
 	return o, nil
+}
+
+func byName[T any, P interface {
+	*T
+	client.Object
+}](list []T) []T {
+	slices.SortFunc(list, func(a, b T) int { return strings.Compare(P(&a).GetName(), P(&b).GetName()) })
+	return list
 }
 
 // Save keeps a copy of objects on disk, if they differ from what is there.
