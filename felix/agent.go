@@ -10,6 +10,7 @@
 package felix
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -123,7 +124,7 @@ func (a *Agent) wire(ctx context.Context) error {
 	a.loop = &loop{
 		node: a.opts.NodeName, version: a.opts.Version, log: a.log,
 		source: a.watcher, speaker: a.speaker, links: a.drivers.links,
-		dataplane: newDataplane(a.drivers, m, func() { a.heart.beat(time.Now()) }),
+		dataplane: newDataplane(a.drivers, m, a.heart),
 		monitor:   a.monitor, nftPokes: a.drivers.nftPokes,
 		gate: &gate{}, heart: a.heart, metrics: m, publish: a.reporter.publish, onChange: a.events.pathsChanged, adopted: adopted,
 		clock: pathClock{},
@@ -132,12 +133,15 @@ func (a *Agent) wire(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.loop.pods, a.loop.podPokes = a.pods.store, a.pods.pokes
+	a.loop.pods, a.loop.attachments, a.loop.podPokes = a.pods.store, a.pods.manager.Attachments, a.pods.pokes
 	a.health = &health{
 		alive: func() error { return a.heart.check(time.Now()) }, ready: a.ready, gatherer: a.registry, log: a.log,
 	}
 	return nil
 }
+
+// errNoReason is for a part of the agent that ended by itself without an error.
+var errNoReason = errors.New("no reason given")
 
 // errNotInSync is why an agent is not ready.
 var errNotInSync = errors.New("the dataplane is not in sync yet")
@@ -166,8 +170,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		"health":   func(ctx context.Context) error { return a.health.serve(ctx, a.opts.MetricsAddress) },
 	} {
 		running.Go(func() {
-			if err := part(inner); err != nil && inner.Err() == nil {
-				cancel(fmt.Errorf("%s: %w", name, err))
+			if err := part(inner); inner.Err() == nil { // nothing else ends a part
+				cancel(fmt.Errorf("%s ended: %w", name, cmp.Or(err, errNoReason)))
 			}
 		})
 	}

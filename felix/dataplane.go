@@ -13,6 +13,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/calc"
 	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/kernel"
+	"github.com/heliograph-dev/heliograph/felix/route"
 )
 
 // Driver keeps one kernel subsystem equal to its desired values.
@@ -35,14 +36,18 @@ type dataplane struct {
 	drivers
 	steps   []step
 	metrics *metrics
-	beat    func()
+	heart   *heart
 	remote  calc.RemoteState
 	local   calc.LocalState
-	failed  map[string]error // of the last apply, by step
+	failed  map[string]error            // of the last apply, by step
+	undone  map[string][]desired.Status // of the steps that failed: what is not as desired
+
+	shadowed []route.Entry
+	lookFor  bool // the routes that shadow ours may be others now
 }
 
-func newDataplane(d drivers, m *metrics, beat func()) *dataplane {
-	dp := &dataplane{drivers: d, metrics: m, beat: beat}
+func newDataplane(d drivers, m *metrics, h *heart) *dataplane {
+	dp := &dataplane{drivers: d, metrics: m, heart: h, lookFor: true}
 	dp.steps = []step{
 		// The base chains drop what comes from or goes to a device that nobody knows: first of all,
 		// fail closed. A pod's device is let in by the same transaction that knows its addresses.
@@ -64,7 +69,7 @@ func newDataplane(d drivers, m *metrics, beat func()) *dataplane {
 
 // setRemote and setLocal store; they touch no kernel.
 func (d *dataplane) setRemote(s calc.RemoteState) {
-	d.remote = s
+	d.remote, d.lookFor = s, true
 	d.link.SetDesired(s.VXLANs)
 	d.address.SetOwned(s.NFT.NoNAT)
 	d.address.SetDesired(s.Addresses)
@@ -94,6 +99,7 @@ func (d *dataplane) setShared() {
 
 // queueResync makes the drivers that a poke concerns read the kernel again.
 func (d *dataplane) queueResync(kinds kernel.Kind) {
+	d.lookFor = d.lookFor || kinds&kernel.Route != 0
 	for _, s := range d.steps {
 		if kinds == kernel.All || s.kinds&kinds != 0 {
 			s.driver.QueueResync()
@@ -105,22 +111,20 @@ func (d *dataplane) queueResync(kinds kernel.Kind) {
 // do, they do, and the failure is tried again.
 func (d *dataplane) apply(ctx context.Context) error {
 	var errs []error
-	d.failed = map[string]error{}
+	d.failed, d.undone = map[string]error{}, map[string][]desired.Status{}
 	for _, s := range d.steps {
 		run := s.driver.Apply
 		if s.apply != nil {
 			run = s.apply
 		}
 		start := time.Now()
+		d.heart.begin(s.name, start)
 		err := run(ctx)
-		pending := 0
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
-			d.failed[s.name] = err
-			pending = len(unfinished(s.driver))
+			d.failed[s.name], d.undone[s.name] = err, undone(s.driver)
 		}
-		d.metrics.observeApply(s.name, time.Since(start), err, pending)
-		d.beat()
+		d.metrics.observeApply(s.name, time.Since(start), err, len(d.undone[s.name]))
 	}
 	return errors.Join(errs...)
 }
@@ -131,6 +135,7 @@ func (d *dataplane) applyNexthops(ctx context.Context) error {
 	err := d.nexthop.Apply(ctx)
 	if d.nexthop.RoutesLost() {
 		d.route.QueueResync()
+		d.lookFor = true
 	}
 	return err
 }
@@ -138,7 +143,11 @@ func (d *dataplane) applyNexthops(ctx context.Context) error {
 // applyRoutes deletes unused nexthop objects after the routes have left them; not after a failure,
 // since the kernel would delete the routes that could not leave.
 func (d *dataplane) applyRoutes(ctx context.Context) error {
-	if err := d.route.Apply(ctx); err != nil {
+	err := d.route.Apply(ctx)
+	if d.lookFor || err != nil {
+		d.shadowed, d.lookFor = d.route.Shadowed(), err != nil
+	}
+	if err != nil {
 		return err
 	}
 	return d.nexthop.ApplyDeletes(ctx)
@@ -151,20 +160,42 @@ func (d *dataplane) problems() []string {
 		if d.failed[s.name] == nil {
 			continue
 		}
-		for _, o := range unfinished(s.driver) {
-			out = append(out, fmt.Sprintf("%s: %s", o.Object, o.Error))
+		before := len(out)
+		for _, o := range d.undone[s.name] {
+			if o.Phase == desired.Failed && len(out) < maxProblems {
+				out = append(out, fmt.Sprintf("%s: %s", o.Object, o.Error))
+			}
+		}
+		if len(out) == before {
+			out = append(out, fmt.Sprintf("%s: %v", s.name, d.failed[s.name]))
 		}
 	}
 	return out
 }
 
-// unfinished returns what a driver could not bring about.
-func unfinished(d Driver) []desired.Status {
-	var out []desired.Status
-	for _, s := range d.Status() {
-		if s.Phase == desired.Failed {
-			out = append(out, s)
+// podError is what the filter, or the route to a pod whose device is there, failed with.
+func (d *dataplane) podError(there map[string]bool) error {
+	if err := d.failed["nft"]; err != nil {
+		return err
+	}
+	if d.failed["route"] == nil {
+		return nil
+	}
+	local := map[string]bool{}
+	for _, r := range d.local.Routes {
+		if there[r.Device] {
+			local["route "+r.Prefix.String()] = true
 		}
 	}
-	return out
+	for _, s := range d.undone["route"] {
+		if local[s.Object] {
+			return fmt.Errorf("%s: %w", s.Object, d.failed["route"])
+		}
+	}
+	return nil
+}
+
+// undone returns what a driver has not brought about.
+func undone(d Driver) []desired.Status {
+	return slices.DeleteFunc(d.Status(), func(s desired.Status) bool { return s.Phase == desired.Done })
 }

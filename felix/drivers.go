@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"time"
 
 	"github.com/heliograph-dev/heliograph/felix/address"
 	"github.com/heliograph-dev/heliograph/felix/desired"
@@ -79,7 +78,7 @@ func (d drivers) adopt(ctx context.Context) (adoption, error) {
 	if err != nil {
 		return adoption{}, fmt.Errorf("read our nexthop objects: %w", err)
 	}
-	return adopt(routes, nexthops, time.Now()), nil
+	return adopt(routes, nexthops), nil
 }
 
 // monitorNFT pokes when somebody else changes our nft table.

@@ -12,19 +12,24 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	clientevents "k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/flowcontrol"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 )
 
-// eventBurst is how many changes of one run get an Event of their own; the rest is summed up, so
-// that the death of a router is not a thousand Events.
-const eventBurst = 5
+// Up to eventBurst changes of paths at a time get an Event of their own, and then one each
+// 1/eventRate; the rest is summed up, so that the death of a router is not a thousand Events.
+const (
+	eventBurst = 5
+	eventRate  = 0.1 // per second
+)
 
 // events tells of changes of paths as Kubernetes Events on the Node.
 type events struct {
 	broadcaster clientevents.EventBroadcaster
 	recorder    clientevents.EventRecorder
 	node        *corev1.ObjectReference
+	limit       flowcontrol.PassiveRateLimiter
 }
 
 func newEvents(cfg *rest.Config, scheme *runtime.Scheme, node string) (*events, error) {
@@ -34,10 +39,15 @@ func newEvents(cfg *rest.Config, scheme *runtime.Scheme, node string) (*events, 
 	}
 	b := clientevents.NewBroadcaster(&clientevents.EventSinkImpl{Interface: clientset.EventsV1()})
 	return &events{
-		broadcaster: b, recorder: b.NewRecorder(scheme, "heliograph-agent"),
-		// The name serves as the UID, as kubelet does it, so that kubectl describe node finds the Events.
-		node: &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: node, UID: types.UID(node)},
+		broadcaster: b, recorder: b.NewRecorder(scheme, "heliograph-agent"), node: nodeReference(node),
+		limit: flowcontrol.NewTokenBucketPassiveRateLimiter(eventRate, eventBurst),
 	}, nil
+}
+
+// nodeReference has the name as the UID, as kubelet does it, so that kubectl describe node finds the
+// Events.
+func nodeReference(name string) *corev1.ObjectReference {
+	return &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: name, UID: types.UID(name)}
 }
 
 func (e *events) run(ctx context.Context) error {
@@ -49,19 +59,24 @@ func (e *events) run(ctx context.Context) error {
 	return nil
 }
 
-// pathsChanged records changes of method.
+// pathsChanged records changes of method. The remote node and the family are part of what makes an
+// Event another one: those that differ in the note alone are counted as one.
 func (e *events) pathsChanged(changed []PathReport) {
-	for i, p := range changed {
-		if i == eventBurst && len(changed) > eventBurst+1 {
-			e.recorder.Eventf(e.node, nil, corev1.EventTypeWarning, "PathsChanged", "Route",
-				"%d more paths changed; see NodeStatus %s", len(changed)-i, e.node.Name)
-			return
+	rest := 0
+	for _, p := range changed {
+		if !e.limit.TryAccept() {
+			rest++
+			continue
 		}
 		kind := corev1.EventTypeNormal
 		if p.Method != v1alpha1.PathNative {
 			kind = corev1.EventTypeWarning
 		}
-		e.recorder.Eventf(e.node, nil, kind, "Path"+string(p.Method), "Route",
+		e.recorder.Eventf(e.node, nodeReference(p.Node), kind, "Path"+string(p.Method), "Route"+p.Family.String(),
 			"%s to %s is now %s: %s", p.Family, p.Node, p.Method, p.Reason)
+	}
+	if rest > 0 {
+		e.recorder.Eventf(e.node, nil, corev1.EventTypeWarning, "PathsChanged", "Route",
+			"%d more paths changed; see NodeStatus %s", rest, e.node.Name)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
+	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/link"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
@@ -35,10 +36,11 @@ type factCache struct {
 	linkFacts []snapshot.OnLink
 	objFacts  *snapshot.Objects
 	fromDisk  bool
+	saved     bool // objFacts are on disk
 }
 
 func (f *factCache) forgetLinks()   { f.linkFacts = nil }
-func (f *factCache) forgetObjects() { f.objFacts = nil }
+func (f *factCache) forgetObjects() { f.objFacts, f.saved = nil, false }
 
 // links returns the subnets that the node's own devices, those that are up, are attached to.
 func (f *factCache) links(r linkReader) ([]snapshot.OnLink, error) {
@@ -97,19 +99,13 @@ func (f *factCache) objects(ctx context.Context, s source) (snapshot.Objects, er
 
 // workloads are the pods of this node whose devices exist. A pod whose device is gone, say since the
 // node was rebooted, has nothing to route to; the runtime will delete it.
-func workloads(pods podStore, r linkReader) ([]snapshot.Workload, error) {
-	devices, err := r.Devices()
+func workloads(attachments []ipam.Allocation, r linkReader) ([]snapshot.Workload, error) {
+	there, err := workloadDevices(r)
 	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
-	}
-	there := map[string]bool{}
-	for _, d := range devices {
-		if link.IsWorkload(d) {
-			there[d.Name] = true
-		}
+		return nil, err
 	}
 	var out []snapshot.Workload
-	for _, a := range pods.Attachments() {
+	for _, a := range attachments {
 		if !there[a.Device] {
 			continue
 		}
@@ -124,18 +120,33 @@ func workloads(pods podStore, r linkReader) ([]snapshot.Workload, error) {
 	return out, nil
 }
 
+// workloadDevices are the names of the host ends of pods that the kernel has now.
+func workloadDevices(r linkReader) (map[string]bool, error) {
+	devices, err := r.Devices()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	there := map[string]bool{}
+	for _, d := range devices {
+		if link.IsWorkload(d) {
+			there[d.Name] = true
+		}
+	}
+	return there, nil
+}
+
 // awaitFacts waits for the API server, or for long enough to start from the copy on disk. Without
 // either it goes on waiting: there is nothing to be done yet.
 func (l *loop) awaitFacts(ctx context.Context) error {
 	patience := time.NewTimer(apiPatience)
 	defer patience.Stop()
 	for !l.source.Synced() {
+		l.heart.beat(time.Now())
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-l.source.Changed():
 		case <-time.After(loopBeat):
-			l.heart.beat(time.Now())
 		case <-patience.C:
 			_, saved, err := l.source.Load()
 			if err == nil {
@@ -151,14 +162,14 @@ func (l *loop) awaitFacts(ctx context.Context) error {
 // adoption is what the kernel held when this process started.
 type adoption struct {
 	hops       map[netip.Prefix][]snapshot.Hop
-	restarting bool // we were here before
-	until      time.Time
+	restarting bool      // we were here before
+	until      time.Time // when BGP has had long enough; zero until the first run
 	done       bool
 }
 
 // adopt reads native next hops from the routes and nexthop objects of before.
-func adopt(routes []desired.Route, nexthops []desired.Nexthop, now time.Time) adoption {
-	a := adoption{hops: map[netip.Prefix][]snapshot.Hop{}, restarting: len(routes) > 0, until: now.Add(settleTime)}
+func adopt(routes []desired.Route, nexthops []desired.Nexthop) adoption {
+	a := adoption{hops: map[netip.Prefix][]snapshot.Hop{}, restarting: len(routes) > 0}
 	byID := make(map[desired.NexthopID]desired.Nexthop, len(nexthops))
 	for _, n := range nexthops {
 		byID[n.ID] = n
@@ -174,27 +185,55 @@ func adopt(routes []desired.Route, nexthops []desired.Nexthop, now time.Time) ad
 	return a
 }
 
-// settled says whether BGP has said all it had to say: every session is up and has sent its End-of-RIB
-// for every family (RFC 4724 §2), or it had long enough.
-func (a *adoption) settled(s bgp.Snapshot, now time.Time) bool {
+// settled says whether BGP has said all it had to say: every session that we asked for is up and has
+// sent its End-of-RIB for every family (RFC 4724 §2), or they had long enough. The time counts from
+// the first run, which is when BGP starts: the API server may have been away until then.
+func (a *adoption) settled(s bgp.Snapshot, peers []bgp.Peer, now time.Time) bool {
 	if a.done {
 		return true
 	}
-	complete := s.Running && len(s.Sessions) > 0
-	for _, session := range s.Sessions {
-		if session.State != bgp.StateHeld && (session.State != bgp.StateEstablished || len(session.EndOfRIB) == 0) {
-			complete = false
-		}
+	if a.until.IsZero() {
+		a.until = now.Add(settleTime)
 	}
-	if complete || now.After(a.until) {
+	if converged(s, peers) || !now.Before(a.until) {
 		a.done, a.hops = true, nil
 	}
 	return a.done
 }
 
-func (a *adoption) pending() bool { return !a.done }
+// converged says whether all peers, but for those that must not be talked to, have sent all they
+// have. A family that a peer does not speak is never complete: then time decides.
+func converged(s bgp.Snapshot, peers []bgp.Peer) bool {
+	sessions := make(map[netip.Addr]bgp.Session, len(s.Sessions))
+	for _, session := range s.Sessions {
+		sessions[session.Address] = session
+	}
+	for _, p := range peers {
+		session := sessions[p.Address]
+		if p.Held != "" || session.State == bgp.StateHeld {
+			continue
+		}
+		if session.State != bgp.StateEstablished {
+			return false
+		}
+		for _, f := range p.Families {
+			if !slices.Contains(session.EndOfRIB, f) {
+				return false
+			}
+		}
+	}
+	return s.Running && len(peers) > 0
+}
 
-// deadline returns how long the kept next hops may still count.
-func (a *adoption) deadline(now time.Time) (time.Duration, bool) {
-	return max(time.Millisecond, a.until.Sub(now)), !a.done
+// deadline is when the kept next hops count no more; zero if there are none.
+func (a *adoption) deadline() time.Time {
+	if a.done {
+		return time.Time{}
+	}
+	return a.until
+}
+
+func (a *adoption) due(now time.Time) bool {
+	at := a.deadline()
+	return !at.IsZero() && !now.Before(at)
 }

@@ -16,18 +16,38 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// heartbeatLimit is how long the loop may be silent before the agent counts as hung. The loop
-// beats between any two steps, so that much work is no silence.
-const heartbeatLimit = 2 * time.Minute
+// How long the loop may be silent before the agent counts as hung: little while it waits, and much
+// within one step of work. A large table or a slow disk is no reason to kill an agent.
+const (
+	waitLimit = 2 * time.Minute
+	workLimit = 15 * time.Minute
+)
 
-// heart is when the loop last beat.
-type heart struct{ last atomic.Int64 }
+// heart is when the loop last moved, and what it is at.
+type heart struct {
+	last atomic.Int64
+	work atomic.Pointer[string] // nil: it waits
+}
 
-func (h *heart) beat(now time.Time) { h.last.Store(now.UnixNano()) }
+// beat says that the loop goes round.
+func (h *heart) beat(now time.Time) {
+	h.work.Store(nil)
+	h.last.Store(now.UnixNano())
+}
+
+// begin says that the loop begins a step of work.
+func (h *heart) begin(work string, now time.Time) {
+	h.work.Store(&work)
+	h.last.Store(now.UnixNano())
+}
 
 func (h *heart) check(now time.Time) error {
-	if silent := now.Sub(time.Unix(0, h.last.Load())); silent > heartbeatLimit {
+	silent := now.Sub(time.Unix(0, h.last.Load()))
+	switch work := h.work.Load(); {
+	case work == nil && silent > waitLimit:
 		return fmt.Errorf("the loop has been silent for %s", silent.Round(time.Second))
+	case work != nil && silent > workLimit:
+		return fmt.Errorf("the loop has been at %q for %s", *work, silent.Round(time.Second))
 	}
 	return nil
 }

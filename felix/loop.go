@@ -5,11 +5,14 @@ package felix
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
+	"github.com/heliograph-dev/heliograph/cni"
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/calc"
 	"github.com/heliograph-dev/heliograph/felix/kernel"
@@ -20,6 +23,9 @@ import (
 const (
 	// remoteSpacing lets a burst of routes or objects cost one computation.
 	remoteSpacing = 20 * time.Millisecond
+	maxSpacing    = 2 * time.Second
+	// driftSpacing lets a burst of kernel notifications cost one reading.
+	driftSpacing = 100 * time.Millisecond
 	// loopBeat is the longest that the idle loop is silent.
 	loopBeat = 10 * time.Second
 	// firstRetry to lastRetry: when a failed Apply is tried again.
@@ -45,126 +51,159 @@ type bgpSpeaker interface {
 
 // podStore is cni/ipam/store as the loop uses it.
 type podStore interface {
-	Attachments() []ipam.Allocation
 	SetBlocks(blocks []ipam.Block) error
 	RequireFamilies(v4, v6 bool)
 	SetCooldown(d time.Duration)
 	Usage() []ipam.BlockUsage
+	Owner(ip netip.Addr) (cni.Attachment, bool)
 	Problem() string
 }
 
 // loop is the one goroutine that decides and writes: facts in, kernel and BGP out, report last.
 type loop struct {
-	node      string
-	version   string
-	log       *slog.Logger
-	source    source
-	speaker   bgpSpeaker
-	pods      podStore
-	links     linkReader
-	dataplane *dataplane
-	monitor   *kernel.Monitor
-	nftPokes  <-chan struct{}
-	podPokes  <-chan struct{}
-	gate      *gate
-	heart     *heart
-	metrics   *metrics
-	publish   func(*Report)
-	onChange  func([]PathReport)
-	adopted   adoption
+	node        string
+	version     string
+	log         *slog.Logger
+	source      source
+	speaker     bgpSpeaker
+	pods        podStore
+	attachments func() []ipam.Allocation // of the pods that are connected: felix/workload
+	links       linkReader
+	dataplane   *dataplane
+	monitor     *kernel.Monitor
+	nftPokes    <-chan struct{}
+	podPokes    <-chan struct{}
+	gate        *gate
+	heart       *heart
+	metrics     *metrics
+	publish     func(*Report)
+	onChange    func([]PathReport)
+	adopted     adoption
+	clock       pathClock
 
-	facts    factCache
-	remote   trigger.Trigger // recompute everything
-	local    trigger.Trigger // recompute the pods
-	retry    time.Duration   // 0: the last Apply succeeded
+	facts     factCache
+	remote    trigger.Trigger // recompute everything
+	local     trigger.Trigger // recompute the pods
+	drift     trigger.Trigger // read back what somebody else disturbed
+	drifted   kernel.Kind
+	refreshed time.Time // when all of the kernel was last read back
+	retry     backoff
+
 	view     snapshot.View
 	state    calc.RemoteState
-	clock    pathClock
+	yielding bool // see yield
+	podsRead bool // the pods were read at least once
+	summary  remoteSummary
+	trouble  trouble
+	lastErr  error // as last logged
 	runs     uint64
-	applied  bool // at least one full Apply succeeded
-	lastErr  error
-	saveErr  error
-	speakErr error
 }
 
 // run loops until ctx ends. The first run waits for the API server's word, or for the copy on disk:
 // nothing is written before.
 func (l *loop) run(ctx context.Context) error {
-	l.remote.Spacing = remoteSpacing
+	l.remote.Spacing, l.drift.Spacing = remoteSpacing, driftSpacing
 	if err := l.awaitFacts(ctx); err != nil {
 		return err
 	}
 	l.remote.Poke()
 	l.local.Poke()
-	refresh := time.NewTimer(snapshot.DefaultRefreshInterval)
-	defer refresh.Stop()
-	for {
-		l.heart.beat(time.Now())
+	l.refreshed = time.Now()
+	for ctx.Err() == nil {
 		now := time.Now()
-		remote, local := l.remote.Take(now), l.local.Take(now)
-		if remote || local {
-			l.once(ctx, remote)
-			refresh.Reset(l.refreshInterval())
-			continue
+		l.heart.beat(now)
+		l.pokeDue(now)
+		if !l.work(ctx, now) {
+			l.listen(ctx, now)
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-l.source.Changed():
-			l.facts.forgetObjects()
+	}
+	return nil
+}
+
+// work does what is due, if anything is.
+func (l *loop) work(ctx context.Context, now time.Time) bool {
+	drift := l.drift.Take(now)
+	if drift {
+		l.dataplane.queueResync(l.drifted)
+		l.drifted = 0
+	}
+	remote, local := l.remote.Take(now), l.local.Take(now)
+	if !remote && !local && !drift {
+		return false
+	}
+	l.once(ctx, remote)
+	if remote {
+		// Half of the time at most goes into this, so that pods need not wait while a large table comes in.
+		l.remote.Spacing = min(max(remoteSpacing, 2*time.Since(now)), maxSpacing)
+	}
+	return true
+}
+
+// listen waits until somebody pokes, or something is due.
+func (l *loop) listen(ctx context.Context, now time.Time) {
+	select {
+	case <-ctx.Done():
+	case <-l.source.Changed():
+		l.facts.forgetObjects()
+		l.remote.Poke()
+	case <-l.speaker.Changed():
+		l.remote.Poke()
+	case <-l.podPokes:
+		l.local.Poke()
+		if l.yielding {
 			l.remote.Poke()
-		case <-l.speaker.Changed():
-			l.remote.Poke()
-		case <-l.podPokes:
-			l.local.Poke()
-		case kinds := <-l.monitor.Pokes():
-			l.disturbed(kinds)
-		case <-l.nftPokes:
-			l.log.Info("somebody changed our nft table: repairing it")
-			l.dataplane.nft.QueueResync()
-			l.local.Poke()
-		case <-refresh.C:
-			l.dataplane.queueResync(kernel.All)
-			l.facts.forgetLinks()
-			l.remote.Poke()
-		case <-time.After(l.idle(time.Now())):
-			l.wake()
 		}
+	case kinds := <-l.monitor.Pokes():
+		l.disturbed(kinds)
+	case <-l.nftPokes:
+		l.log.Info("somebody changed our nft table: repairing it")
+		l.dataplane.nft.QueueResync()
+		l.local.Poke()
+	case <-time.After(l.idle(now)):
 	}
 }
 
-// disturbed reacts to what somebody else did to the kernel.
+// disturbed reacts to what somebody else did to the kernel. Every pod that comes and goes does a
+// little of that, so it is put together for a moment; and of the devices only those that are not
+// ours are facts that paths follow from.
 func (l *loop) disturbed(kinds kernel.Kind) {
-	l.dataplane.queueResync(kinds)
-	l.local.Poke()
-	if kinds&(kernel.Link|kernel.Uplink) != 0 {
+	l.drifted |= kinds
+	l.drift.Poke()
+	if kinds&kernel.Uplink != 0 {
 		l.facts.forgetLinks()
 		l.remote.Poke()
 	}
 }
 
-// idle is how long the loop may sleep: until a delayed run is due, a failed one is to be tried
-// again, BGP counts as settled, or the heart has to beat.
+// pokeDue asks for the runs that time brings: a retry, the next full read-back of the kernel, and
+// one when BGP has had long enough. They are points in time, so that no stream of other pokes can
+// put them off.
+func (l *loop) pokeDue(now time.Time) {
+	if l.retry.due(now) || l.adopted.due(now) {
+		l.remote.Poke()
+	}
+	if now.Sub(l.refreshed) >= l.refreshInterval() {
+		l.refreshed = now
+		l.dataplane.queueResync(kernel.All)
+		l.facts.forgetLinks()
+		l.remote.Poke()
+	}
+}
+
+// idle is how long the loop may sleep: until something is due, or the heart has to beat.
 func (l *loop) idle(now time.Time) time.Duration {
-	d := loopBeat
-	for _, t := range []*trigger.Trigger{&l.remote, &l.local} {
+	d := min(loopBeat, l.refreshed.Add(l.refreshInterval()).Sub(now))
+	for _, t := range []*trigger.Trigger{&l.remote, &l.local, &l.drift} {
 		if wait, ok := t.Wait(now); ok {
 			d = min(d, wait)
 		}
 	}
-	if l.retry > 0 {
-		d = min(d, l.retry)
+	for _, at := range []time.Time{l.retry.at, l.adopted.deadline()} {
+		if at.After(now) { // otherwise the run is asked for already
+			d = min(d, at.Sub(now))
+		}
 	}
-	if wait, ok := l.adopted.deadline(now); ok {
-		d = min(d, wait)
-	}
-	return d
-}
-
-func (l *loop) wake() {
-	if l.retry > 0 || l.adopted.pending() {
-		l.remote.Poke()
-	}
+	return max(0, d)
 }
 
 func (l *loop) refreshInterval() time.Duration {
@@ -174,43 +213,60 @@ func (l *loop) refreshInterval() time.Duration {
 	return snapshot.DefaultRefreshInterval
 }
 
+// trouble is what each part of a run last failed with. A run for the pods alone forgets none of
+// what the rest failed with.
+type trouble struct {
+	cluster error // reading the facts of the cluster: all that follows from them is kept as it is
+	blocks  error // noting our blocks on disk
+	pods    error // reading the pods of this node
+	kernel  error
+	bgp     error
+	save    error // keeping the copy on disk: no reason to try again at once
+}
+
+func (t trouble) err() error { return errors.Join(t.cluster, t.blocks, t.pods, t.kernel, t.bgp) }
+
 // once is one run: facts, computation, kernel, BGP, report.
 func (l *loop) once(ctx context.Context, remote bool) {
 	start := time.Now()
 	round := l.gate.begin()
 	l.runs++
-	err := l.compute(ctx, remote)
-	if err == nil {
-		err = l.dataplane.apply(ctx)
+	l.heart.begin("compute", start)
+	if remote {
+		l.trouble.cluster = l.computeRemote(ctx)
 	}
-	if err == nil {
-		l.applied = true
+	l.trouble.pods = l.computeLocal()
+	if l.factsComplete() {
+		l.trouble.kernel = l.dataplane.apply(ctx)
 	}
-	round.end(l.podError(err))
+	round.end(l.podError(ctx))
 	if remote {
 		l.applyBGP(ctx)
+		l.save()
 	}
-	l.noteError(err)
-	l.report(time.Now())
+	if ctx.Err() != nil {
+		return // what was cut off is no failure
+	}
+	now := time.Now()
+	l.heart.begin("report", now)
+	l.noteTrouble(now)
+	l.report()
 	l.metrics.runSeconds.Observe(time.Since(start).Seconds())
 }
 
-// compute reads the facts and hands the desired state to the drivers.
-func (l *loop) compute(ctx context.Context, remote bool) error {
-	links, err := l.facts.links(l.links)
+// factsComplete says whether both halves of the desired state are known. Before, a driver would
+// take what it has not heard of for an orphan.
+func (l *loop) factsComplete() bool { return l.view.Self.Name != "" && l.podsRead }
+
+// computeLocal hands the drivers what follows from the pods of this node.
+func (l *loop) computeLocal() error {
+	workloads, err := workloads(l.attachments(), l.links)
 	if err != nil {
 		return err
 	}
-	workloads, err := workloads(l.pods, l.links)
-	if err != nil {
-		return err
-	}
-	if remote {
-		if err := l.computeRemote(ctx, links); err != nil {
-			return err
-		}
-	}
+	l.podsRead = true
 	l.dataplane.setLocal(calc.Local(workloads))
+	l.monitorPrefixes()
 	return nil
 }
 
@@ -218,28 +274,53 @@ func (l *loop) compute(ctx context.Context, remote bool) error {
 // tear a working node down.
 var errUnknownNode = errors.New("the API server does not know this node")
 
-func (l *loop) computeRemote(ctx context.Context, links []snapshot.OnLink) error {
+// computeRemote hands the drivers all else.
+func (l *loop) computeRemote(ctx context.Context) error {
+	now, speakerState := time.Now(), l.speaker.Snapshot()
+	settled := l.adopted.settled(speakerState, l.state.BGP.Peers, now)
+	links, err := l.facts.links(l.links)
+	if err != nil {
+		return err
+	}
 	objects, err := l.facts.objects(ctx, l.source)
 	if err != nil {
 		return err
 	}
-	now := time.Now()
-	speakerState := l.speaker.Snapshot()
 	view := snapshot.Build(objects, snapshot.Local{
 		NodeName: l.node, Links: links, OwnBlocks: l.ownBlocks(), BGP: speakerState,
-		Adopted: l.adopted.hops, Settled: l.adopted.settled(speakerState, now), Restarting: l.adopted.restarting,
+		Adopted: l.adopted.hops, Settled: settled, Restarting: l.adopted.restarting,
 	})
 	if view.Self.Name == "" {
 		return errUnknownNode
 	}
 	l.view = view
-	l.state = calc.Remote(view)
+	l.state = calc.Remote(l.yield(view))
 	l.dataplane.setRemote(l.state)
-	l.monitorPrefixes()
-	if l.source.Synced() {
-		l.saveErr = l.source.Save(objects)
+	l.summarize(now)
+	l.trouble.blocks = l.giveBlocks()
+	return nil
+}
+
+// yield leaves the node's own address of a primary block to the pod that has it: the pod came while
+// the block was not primary. So the node goes without until the pod is gone.
+func (l *loop) yield(v snapshot.View) snapshot.View {
+	l.yielding = false
+	for i, b := range v.Blocks {
+		if b.Node != l.node || !b.Primary {
+			continue
+		}
+		owner, taken := l.pods.Owner(ipam.NodeAddress(b.CIDR))
+		if !taken {
+			continue
+		}
+		if !l.yielding {
+			l.yielding, v.Blocks, v.Problems = true, slices.Clone(v.Blocks), slices.Clone(v.Problems)
+		}
+		v.Blocks[i].Primary = false
+		v.Problems = append(v.Problems, snapshot.Problem{Object: "IPBlock " + b.Name, Reason: fmt.Sprintf(
+			"the node goes without its own address %s: pod container %s has it from when the block was not primary", ipam.NodeAddress(b.CIDR), owner.ContainerID)})
 	}
-	return l.giveBlocks()
+	return v
 }
 
 // ownBlocks are those that hold addresses of our pods, as the store knows: they stay ours, whatever
@@ -279,11 +360,11 @@ func (l *loop) giveBlocks() error {
 // monitorPrefixes lets the kernel monitor know which prefixes are ours, so that a foreign route for
 // one of them is seen at once.
 func (l *loop) monitorPrefixes() {
-	ours := make(map[netip.Prefix]bool, len(l.state.Routes))
-	for _, r := range l.state.Routes {
-		ours[r.Prefix] = true
+	remote, local := l.summary.prefixes, make(map[netip.Prefix]bool, len(l.dataplane.local.Routes))
+	for _, r := range l.dataplane.local.Routes {
+		local[r.Prefix] = true
 	}
-	l.monitor.SetFilter(func(p netip.Prefix) bool { return ours[p] })
+	l.monitor.SetFilter(func(p netip.Prefix) bool { return remote[p] || local[p] })
 }
 
 // applyBGP comes after the kernel: what is advertised can be reached.
@@ -291,13 +372,27 @@ func (l *loop) applyBGP(ctx context.Context) {
 	if l.state.BGP.Global == (bgp.Global{}) {
 		return
 	}
-	l.speakErr = l.speaker.Apply(ctx, l.state.BGP)
-	l.heart.beat(time.Now())
+	l.heart.begin("bgp", time.Now())
+	l.trouble.bgp = l.speaker.Apply(ctx, l.state.BGP)
 }
 
-// noteError logs the first failure and the first success after it, and sets when to try again.
-func (l *loop) noteError(err error) {
-	err = errors.Join(err, l.speakErr)
+// save keeps what the API server said, if it said anything new. It comes after the kernel: a slow
+// disk must not hold up a change of path.
+func (l *loop) save() {
+	if l.facts.saved || l.facts.fromDisk || l.facts.objFacts == nil {
+		return
+	}
+	l.heart.begin("save", time.Now())
+	err := l.source.Save(*l.facts.objFacts)
+	if err != nil && l.trouble.save == nil {
+		l.log.Warn("cannot keep a copy of what the API server says", "error", err)
+	}
+	l.trouble.save, l.facts.saved = err, err == nil
+}
+
+// noteTrouble logs the first failure and the first success after it, and sets when to try again.
+func (l *loop) noteTrouble(now time.Time) {
+	err := l.trouble.err()
 	switch {
 	case err != nil && (l.lastErr == nil || l.lastErr.Error() != err.Error()):
 		l.log.Warn("not in sync; trying again", "error", err)
@@ -306,8 +401,25 @@ func (l *loop) noteError(err error) {
 	}
 	l.lastErr = err
 	if err == nil {
-		l.retry = 0
-		return
+		l.retry = backoff{}
+	} else {
+		l.retry.failed(now)
 	}
-	l.retry = min(lastRetry, max(firstRetry, 2*l.retry))
+}
+
+// backoff is when a failed run is tried again.
+type backoff struct {
+	wait time.Duration
+	at   time.Time // zero: nothing failed
+}
+
+func (b *backoff) due(now time.Time) bool { return !b.at.IsZero() && !now.Before(b.at) }
+
+// failed doubles the wait, but only if this was the retry: runs that others asked for meanwhile are
+// no reason to wait longer.
+func (b *backoff) failed(now time.Time) {
+	if b.at.IsZero() || b.due(now) {
+		b.wait = min(lastRetry, max(firstRetry, 2*b.wait))
+		b.at = now.Add(b.wait)
+	}
 }

@@ -3,30 +3,53 @@
 package felix
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/cni/ipam"
+	"github.com/heliograph-dev/heliograph/felix/calc"
 	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
-// report publishes what the run brought about.
-func (l *loop) report(now time.Time) {
-	if l.view.Self.Name == "" {
-		return
-	}
+// remoteSummary is what reports tell of the cluster. It is made once for each computation, so that a
+// run for the pods alone costs what they cost.
+type remoteSummary struct {
+	paths    []PathReport
+	routes   map[RouteClass]int
+	prefixes map[netip.Prefix]bool
+}
+
+// summarize makes the summary of a new state, and tells of paths that changed their method.
+func (l *loop) summarize(now time.Time) {
 	paths, changed := l.clock.update(l.state.Paths, now)
 	if len(changed) > 0 {
 		l.metrics.observeChanges(changed)
 		l.onChange(changed)
 	}
+	l.summary = remoteSummary{paths: paths, routes: routeClasses(l.state), prefixes: make(map[netip.Prefix]bool, len(l.state.Routes))}
+	for _, r := range l.state.Routes {
+		l.summary.prefixes[r.Prefix] = true
+	}
+}
+
+// report publishes what the run brought about.
+func (l *loop) report() {
+	if l.view.Self.Name == "" {
+		return
+	}
 	r := &Report{
-		Version: l.version, BGP: l.speaker.Snapshot(), Refused: l.state.Refused, Paths: paths,
-		Routes: l.routeClasses(), InSync: l.applied && l.lastErr == nil, FromDisk: l.facts.fromDisk,
-		Problems: l.problems(), Generation: l.runs, MTU: l.state.MTU,
+		Version: l.version, BGP: l.speaker.Snapshot(), Refused: l.state.Refused, Paths: l.summary.paths,
+		Routes: maps.Clone(l.summary.routes), InSync: l.factsComplete() && l.lastErr == nil, FromDisk: l.facts.fromDisk,
+		Problems: l.problems(), Generation: l.runs, MTU: l.state.MTU, Blocks: l.blockUse(),
+	}
+	for _, route := range l.dataplane.local.Routes {
+		r.Routes[RouteClass{Method: "local", Family: bgp.FamilyOf(route.Prefix.Addr())}]++
 	}
 	for _, ip := range []netip.Addr{l.view.Self.IPv4, l.view.Self.IPv6} {
 		if ip.IsValid() {
@@ -36,7 +59,6 @@ func (l *loop) report(now time.Time) {
 	for _, a := range l.state.Addresses {
 		r.PodIPs = append(r.PodIPs, a.Prefix.Addr())
 	}
-	r.Blocks = l.blockUse()
 	l.publish(r)
 }
 
@@ -55,7 +77,7 @@ func (l *loop) blockUse() []BlockUse {
 		if u.Name == "" || b.Releasing && used == 0 {
 			continue
 		}
-		if b.Primary && ipam.NodeAddress(u.CIDR).IsValid() {
+		if ip := ipam.NodeAddress(u.CIDR); b.Primary && ip.IsValid() && !l.yielding {
 			used++ // the node's own address
 		}
 		out = append(out, BlockUse{Name: u.Name, Pool: u.Pool, CIDR: u.CIDR, InUse: used})
@@ -73,19 +95,15 @@ func (l *loop) problems() []string {
 	for _, p := range l.state.Problems {
 		out = append(out, p.String())
 	}
-	for _, e := range l.dataplane.route.Shadowed() {
+	for _, e := range l.dataplane.shadowed {
 		out = append(out, fmt.Sprintf("route %s: a foreign route (protocol %d, metric %d) takes its traffic", e.Route.Prefix, e.Protocol, e.Metric))
 	}
-	if l.lastErr != nil {
-		if failed := l.dataplane.problems(); len(failed) > 0 {
-			out = append(out, failed...)
-		} else {
-			out = append(out, l.lastErr.Error())
+	for _, err := range []error{l.trouble.cluster, l.trouble.blocks, l.trouble.pods, l.trouble.bgp, l.trouble.save} {
+		if err != nil {
+			out = append(out, err.Error())
 		}
 	}
-	if l.saveErr != nil {
-		out = append(out, l.saveErr.Error())
-	}
+	out = append(out, l.dataplane.problems()...)
 	if p := l.pods.Problem(); p != "" {
 		out = append(out, p)
 	}
@@ -93,15 +111,15 @@ func (l *loop) problems() []string {
 }
 
 // routeClasses counts desired routes for the metric.
-func (l *loop) routeClasses() map[RouteClass]int {
+func routeClasses(state calc.RemoteState) map[RouteClass]int {
 	tunnels := map[desired.NexthopID]bool{}
-	for _, n := range l.state.Nexthops {
+	for _, n := range state.Nexthops {
 		if isOurs(n.Device) {
 			tunnels[n.ID] = true
 		}
 	}
 	method := map[desired.NexthopID]string{}
-	for _, n := range l.state.Nexthops {
+	for _, n := range state.Nexthops {
 		if n.Group == "" {
 			continue
 		}
@@ -111,39 +129,33 @@ func (l *loop) routeClasses() map[RouteClass]int {
 		}
 	}
 	counts := map[RouteClass]int{}
-	for _, r := range l.state.Routes {
+	for _, r := range state.Routes {
 		m := "blackhole"
 		if r.Type == desired.RouteNexthop {
 			m = method[r.Nexthop]
 		}
 		counts[RouteClass{Method: m, Family: bgp.FamilyOf(r.Prefix.Addr())}]++
 	}
-	for _, r := range l.dataplane.local.Routes {
-		counts[RouteClass{Method: "local", Family: bgp.FamilyOf(r.Prefix.Addr())}]++
-	}
 	return counts
 }
 
 // podError is what keeps the pods of this node from being served: a pod's ADD must not succeed
 // before the filter and its own routes are in force. What goes wrong elsewhere does not concern it.
-func (l *loop) podError(err error) error {
-	if err == nil || !l.applied {
-		return err
-	}
-	if err := l.dataplane.failed["nft"]; err != nil {
-		return err
-	}
-	if l.dataplane.failed["route"] == nil {
+func (l *loop) podError(ctx context.Context) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !l.factsComplete():
+		return errors.Join(errNoFacts, l.trouble.cluster, l.trouble.pods)
+	case l.trouble.pods != nil:
+		return l.trouble.pods
+	case l.trouble.kernel == nil:
 		return nil
 	}
-	local := map[string]bool{}
-	for _, r := range l.dataplane.local.Routes {
-		local["route "+r.Prefix.String()] = true
+	// A pod that was deleted while the run was under way fails here, and is nobody's concern.
+	there, err := workloadDevices(l.links)
+	if err != nil {
+		return err
 	}
-	for _, s := range unfinished(l.dataplane.route) {
-		if local[s.Object] {
-			return fmt.Errorf("%s: %s", s.Object, s.Error)
-		}
-	}
-	return nil
+	return l.dataplane.podError(there)
 }

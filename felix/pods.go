@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/heliograph-dev/heliograph/cni/ipam/store"
 	"github.com/heliograph-dev/heliograph/cni/podnet"
@@ -24,11 +26,15 @@ type pods struct {
 	manager *workload.Manager
 	server  *localapi.Server
 	pokes   chan struct{}
+	log     *slog.Logger
 }
+
+// sweepRetry is the longest time between two attempts to finish what an earlier agent left.
+const sweepRetry = 5 * time.Second
 
 // openPods opens the allocator and the socket's server, and ties them to the loop.
 func openPods(a *Agent) (*pods, error) {
-	p := &pods{pokes: make(chan struct{}, 1)}
+	p := &pods{pokes: make(chan struct{}, 1), log: a.log}
 	var err error
 	if p.net, err = podnet.New(); err != nil {
 		return nil, fmt.Errorf("open netlink socket for pods: %w", err)
@@ -77,13 +83,35 @@ func (p *pods) poke() {
 
 // run serves the plugin until ctx ends.
 func (p *pods) run(ctx context.Context) error {
-	if err := p.manager.Sweep(ctx); err != nil {
-		return fmt.Errorf("finish what an earlier agent left: %w", err)
+	if err := p.sweep(ctx); err != nil {
+		return err
 	}
 	var sweeping sync.WaitGroup
 	sweeping.Go(func() { p.manager.Run(ctx) })
 	defer sweeping.Wait()
 	return p.server.Serve(ctx)
+}
+
+// sweep finishes what an earlier agent left, which must be done before pods are served. It is tried
+// until it succeeds: the rest of the agent has better to do than to start anew.
+func (p *pods) sweep(ctx context.Context) error {
+	failed := false
+	for wait := firstRetry; ; wait = min(2*wait, sweepRetry) {
+		err := p.manager.Sweep(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil && failed:
+			p.log.Info("what an earlier agent left is finished")
+			return nil
+		case err == nil:
+			return nil
+		case !failed:
+			p.log.Warn("cannot finish what an earlier agent left; no pod is served until then", "error", err)
+		}
+		failed = true
+		pause(ctx, wait, nil)
+	}
 }
 
 func (p *pods) close() error { return errors.Join(p.store.Close(), p.net.Close()) }

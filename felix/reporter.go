@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -42,7 +43,12 @@ type reporter struct {
 	wake   chan struct{}
 	// reachable says whether the last request to the API server got an answer.
 	reachable atomic.Bool
-	lost      time.Time // since when it has not been reachable
+	lost      time.Time // since when it has not been reachable, the last time
+	lastErr   error
+	// known is the object as the API server last told it, so that a report that changes nothing costs
+	// no request; nil if it has to be asked.
+	known *v1alpha1.NodeStatus
+	asked time.Time
 }
 
 func newReporter(c client.Client, node string, log *slog.Logger) *reporter {
@@ -90,61 +96,85 @@ func (r *reporter) write(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
 	err := r.writeStatus(ctx, report)
+	if err != nil {
+		r.known = nil
+	}
 	r.noteReachable(err)
 	return err
 }
 
 func (r *reporter) writeStatus(ctx context.Context, report *Report) error {
-	var ns v1alpha1.NodeStatus
-	err := r.client.Get(ctx, types.NamespacedName{Name: r.node}, &ns)
-	if apierrors.IsNotFound(err) {
-		ns, err = r.create(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("read NodeStatus %s: %w", r.node, err)
+	if err := r.ask(ctx); err != nil {
+		return err
 	}
 	want := report.nodeStatus()
-	conditions := ns.Status.Conditions
-	for _, c := range append(want.Conditions, r.staleCondition()) {
+	conditions := slices.Clone(r.known.Status.Conditions)
+	for _, c := range append(want.Conditions, r.staleCondition(report)) {
 		apimeta.SetStatusCondition(&conditions, c)
 	}
 	want.Conditions = conditions
-	if equality.Semantic.DeepEqual(want, ns.Status) {
+	if equality.Semantic.DeepEqual(want, r.known.Status) {
 		return nil
 	}
+	ns := r.known.DeepCopy()
 	ns.Status = want
-	if err := r.client.Status().Update(ctx, &ns); err != nil {
+	if err := r.client.Status().Update(ctx, ns); err != nil {
 		return fmt.Errorf("write NodeStatus %s: %w", r.node, err)
 	}
+	r.known = ns
+	return nil
+}
+
+// ask makes the object known, unless it was asked for lately: somebody may have deleted or changed it.
+func (r *reporter) ask(ctx context.Context) error {
+	now := time.Now()
+	if r.known != nil && now.Sub(r.asked) < checkInterval {
+		return nil
+	}
+	ns := &v1alpha1.NodeStatus{}
+	err := r.client.Get(ctx, types.NamespacedName{Name: r.node}, ns)
+	switch {
+	case apierrors.IsNotFound(err):
+		if ns, err = r.create(ctx); err != nil {
+			return fmt.Errorf("create NodeStatus %s: %w", r.node, err)
+		}
+	case err != nil:
+		return fmt.Errorf("read NodeStatus %s: %w", r.node, err)
+	}
+	r.known, r.asked = ns, now
 	return nil
 }
 
 // create makes the object, owned by its Node, so that it goes when the Node goes.
-func (r *reporter) create(ctx context.Context) (v1alpha1.NodeStatus, error) {
+func (r *reporter) create(ctx context.Context) (*v1alpha1.NodeStatus, error) {
 	var node corev1.Node
 	if err := r.client.Get(ctx, types.NamespacedName{Name: r.node}, &node); err != nil {
-		return v1alpha1.NodeStatus{}, err
+		return nil, fmt.Errorf("read its owner: %w", err)
 	}
-	ns := v1alpha1.NodeStatus{ObjectMeta: metav1.ObjectMeta{
+	ns := &v1alpha1.NodeStatus{ObjectMeta: metav1.ObjectMeta{
 		Name: r.node,
 		OwnerReferences: []metav1.OwnerReference{{
 			APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID,
 		}},
 	}}
-	err := r.client.Create(ctx, &ns)
-	return ns, err
+	return ns, r.client.Create(ctx, ns)
 }
 
-// staleCondition tells of the last time that the API server was out of reach: while it is, nobody
-// can be told.
-func (r *reporter) staleCondition() metav1.Condition {
+// staleCondition tells whether the agent works from the copy on disk, and of the last time that the
+// API server was out of reach: while it is, nobody can be told.
+func (r *reporter) staleCondition(report *Report) metav1.Condition {
 	c := metav1.Condition{Type: "Stale", Status: metav1.ConditionFalse, Reason: "APIServerReachable", Message: "the agent works from what the API server says"}
-	if !r.lost.IsZero() {
+	switch {
+	case report.FromDisk:
+		c.Status, c.Reason = metav1.ConditionTrue, "CopyOnDisk"
+		c.Message = "the agent works from the copy on disk: it cannot yet watch all that it needs"
+	case !r.lost.IsZero():
 		c.Message = "the agent works from what the API server says again; it was out of reach since " + r.lost.UTC().Format(time.RFC3339)
 	}
 	return c
 }
 
+// noteReachable logs what changed: that the API server is away or back, and that it refuses a write.
 func (r *reporter) noteReachable(err error) {
 	// Whatever the server answers, it answers: only a request without one means that it is away.
 	var status apierrors.APIStatus
@@ -156,7 +186,12 @@ func (r *reporter) noteReachable(err error) {
 		r.log.Warn("the API server is out of reach; going on with what it last said", "error", err)
 	case !was && ok:
 		r.log.Info("the API server answers")
-	case err != nil && ok && !apierrors.IsConflict(err):
-		r.log.Warn("cannot write NodeStatus", "error", err)
 	}
+	if apierrors.IsConflict(err) {
+		return // somebody was faster; the next attempt asks again
+	}
+	if ok && err != nil && (r.lastErr == nil || r.lastErr.Error() != err.Error()) {
+		r.log.Warn("cannot write NodeStatus; trying again", "error", err)
+	}
+	r.lastErr = err
 }

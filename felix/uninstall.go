@@ -8,9 +8,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/heliograph-dev/heliograph/cni/install"
 	"github.com/heliograph-dev/heliograph/felix/calc"
+	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/felix/link"
 )
 
@@ -24,10 +27,7 @@ func (a *Agent) uninstall(ctx context.Context) error {
 	if err := install.Uninstall(install.Options{BinDir: a.opts.CNIBinDir, ConfDir: a.opts.CNIConfDir}); err != nil {
 		errs = append(errs, fmt.Errorf("remove the CNI plugin: %w", err))
 	}
-	errs = append(errs, a.deletePodDevices())
-	a.loop.dataplane.setRemote(calc.RemoteState{})
-	a.loop.dataplane.setLocal(calc.LocalState{})
-	errs = append(errs, a.loop.dataplane.apply(ctx), a.drivers.nft.DeleteTable(ctx))
+	errs = append(errs, a.clearKernel(ctx))
 	for _, dir := range []string{a.opts.StateDir, filepath.Dir(a.opts.Socket)} {
 		errs = append(errs, emptyDir(dir))
 	}
@@ -36,6 +36,24 @@ func (a *Agent) uninstall(ctx context.Context) error {
 		a.log.Info("everything of heliograph's is gone from this node")
 	}
 	return err
+}
+
+// clearKernel deletes all of ours from the kernel. What fails is tried again while there is time: what
+// stays behind, nobody will ever take away.
+func (a *Agent) clearKernel(ctx context.Context) error {
+	for wait := firstRetry; ; wait *= 2 {
+		errs := []error{a.deletePodDevices()}
+		// Kernels that do not remember who made an address tell ours by the pools.
+		a.loop.dataplane.setRemote(calc.RemoteState{NFT: desired.NFT{NoNAT: a.loop.state.NFT.NoNAT}})
+		a.loop.dataplane.setLocal(calc.LocalState{})
+		a.loop.dataplane.queueResync(kernel.All)
+		errs = append(errs, a.loop.dataplane.apply(ctx), a.drivers.nft.DeleteTable(ctx))
+		err := errors.Join(errs...)
+		if deadline, ok := ctx.Deadline(); err == nil || ctx.Err() != nil || ok && time.Until(deadline) < wait {
+			return err
+		}
+		pause(ctx, wait, nil)
+	}
 }
 
 func (a *Agent) deletePodDevices() error {
