@@ -20,8 +20,9 @@
 // # Graceful restart
 //
 // Staleness is ours as well (RFC 4724 §4.2): routes of a peer whose session ended without a
-// NOTIFICATION, or by the hold timer, become Stale if the peer had announced graceful restart for
-// their family, and are dropped when the restart time that it announced has passed, when it comes
+// NOTIFICATION become Stale if the peer had announced graceful restart for their family. A peer that
+// was silent for the hold time may be dead with all that it forwarded: its routes are dropped, since
+// for traffic there is a tunnel to fall back to. Stale routes are dropped when the restart time that it announced has passed, when it comes
 // back without graceful restart for the family, or when its End-of-RIB comes without them. GoBGP
 // would drop them at the first failed attempt to reconnect. The forwarding-state bit is not looked
 // at: GoBGP sets it only while it restarts itself, so honouring it would withdraw the routes of a

@@ -39,7 +39,7 @@ func (v *view) onState(generation int, c stateChange) {
 		kept := s.capabilities.graceful
 		restart := s.capabilities.restartTime
 		v.leave(s, c.state, c.reason)
-		if c.graceful && restart > 0 {
+		if c.graceful && restart > 0 && !s.silent && !c.reason.silent {
 			v.keepStale(s, kept, restart)
 		} else {
 			v.dropAll(s)
@@ -53,7 +53,7 @@ func (v *view) onState(generation int, c stateChange) {
 
 func (v *view) up(s *session, caps capabilities) {
 	s.state, s.since, s.wasUp = bgp.StateEstablished, time.Now(), true
-	s.explained = false
+	s.explained, s.silent = false, false
 	s.endOfRIB = 0
 	s.capabilities = caps
 	s.stopTimer()

@@ -24,6 +24,8 @@ type report struct {
 	timeout bool
 	// wrongASN: the peer's OPEN had another AS number than it should.
 	wrongASN bool
+	// silent: the peer said nothing for the hold time.
+	silent bool
 }
 
 // textFor completes the words with what is known of the peer.
@@ -70,7 +72,7 @@ func sessionState(s packet.FSMState) bgp.SessionState {
 func parseReason(st apiutil.PeerState) report {
 	switch st.DisconnectReason {
 	case api.PeerState_DISCONNECT_REASON_HOLD_TIMER_EXPIRED:
-		return report{text: "hold timer expired"}
+		return report{text: "hold timer expired", silent: true}
 	case api.PeerState_DISCONNECT_REASON_GRACEFUL_RESTART, api.PeerState_DISCONNECT_REASON_READ_FAILED:
 		return report{text: "connection closed by peer", vague: true}
 	case api.PeerState_DISCONNECT_REASON_WRITE_FAILED:
@@ -90,7 +92,7 @@ func notificationText(direction string, code, subcode uint8, communication strin
 	r := report{text: direction + " " + notificationName(code, subcode)}
 	switch {
 	case code == packet.BGP_ERROR_HOLD_TIMER_EXPIRED && direction == "sent":
-		r.text = "hold timer expired"
+		r.text, r.silent = "hold timer expired", true
 	case code == packet.BGP_ERROR_OPEN_MESSAGE_ERROR && subcode == packet.BGP_ERROR_SUB_BAD_PEER_AS && direction == "sent":
 		r.wrongASN = true
 	case code == packet.BGP_ERROR_CEASE && direction == "sent":

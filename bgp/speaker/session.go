@@ -21,6 +21,7 @@ type session struct {
 	flaps     int64
 	lastError string
 	explained bool // lastError is what one side told the other: a vague report must not replace it
+	silent    bool // the session ended, or is about to, since the peer said nothing for the hold time
 
 	capabilities capabilities // of the peer, while Established
 	endOfRIB     familySet

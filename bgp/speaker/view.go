@@ -210,7 +210,16 @@ func (v *view) noteReport(generation int, addr netip.Addr, r report) {
 	if s == nil || generation != v.generation {
 		return
 	}
-	if s.explain(r) {
+	changed := s.explain(r)
+	if r.silent && s.wasUp && !s.silent {
+		// GoBGP tells of the expired timer and of the end of the session in no fixed order.
+		s.silent = true
+		if s.state != bgp.StateEstablished && len(s.routes) > 0 {
+			v.dropAll(s)
+			changed = true
+		}
+	}
+	if changed {
 		v.touch()
 	}
 }
