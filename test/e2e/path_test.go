@@ -141,6 +141,7 @@ func TestFallsBackToVXLANAndReturns(t *testing.T) {
 	neighbor(t, "no ")
 	wantPaths(t, "node1", "node3", "Native", time.Minute)
 	wantPaths(t, "node3", "node1", "Native", time.Minute)
+	wantSaid(t, "PathVXLAN", "events", "-n", "default", "--field-selector", "involvedObject.name=node1")
 	for _, p := range pings {
 		r := p.stop(t)
 		t.Logf("ping %s over shutdown and return: %d sent, %d lost, longest gap %s", p.name, r.sent, r.lost(), r.gap)
