@@ -15,8 +15,14 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/calc"
 )
 
-// maxProblems bounds the list in a NodeStatus.
-const maxProblems = 32
+// What a NodeStatus holds at most: it is one object of the API, and there are as many as nodes. In a
+// mesh of thousands the lists would grow with the square of the nodes; then what is not as it should
+// be comes first, and the counts tell the rest.
+const (
+	maxProblems = 32
+	maxSessions = 256
+	maxPaths    = 512
+)
 
 // Report is what the agent knows of itself after a run of its loop. It is immutable.
 type Report struct {
@@ -103,6 +109,7 @@ func (r *Report) nodeStatus() v1alpha1.NodeStatusStatus {
 		}
 		s.Sessions = append(s.Sessions, r.sessionStatus(session))
 	}
+	s.Sessions = worstFirst(s.Sessions, maxSessions, func(b v1alpha1.BGPSessionStatus) bool { return b.State != string(bgp.StateEstablished) })
 	for _, p := range r.Paths {
 		s.Paths = append(s.Paths, v1alpha1.PathStatus{
 			Node: p.Node, Family: p.Family.String(), Method: p.Method, NextHops: texts(p.NextHops),
@@ -117,8 +124,25 @@ func (r *Report) nodeStatus() v1alpha1.NodeStatusStatus {
 			s.PathsNone++
 		}
 	}
+	s.Paths = worstFirst(s.Paths, maxPaths, func(p v1alpha1.PathStatus) bool { return p.Method != v1alpha1.PathNative })
 	s.Conditions = []metav1.Condition{r.readyCondition()}
 	return s
+}
+
+// worstFirst bounds a list. One that fits stays as it is.
+func worstFirst[T any](list []T, limit int, bad func(T) bool) []T {
+	if len(list) <= limit {
+		return list
+	}
+	out := make([]T, 0, len(list))
+	for _, wanted := range []bool{true, false} {
+		for _, x := range list {
+			if bad(x) == wanted {
+				out = append(out, x)
+			}
+		}
+	}
+	return out[:limit]
 }
 
 func (r *Report) sessionStatus(s bgp.Session) v1alpha1.BGPSessionStatus {

@@ -97,7 +97,7 @@ type NodeStatusStatus struct {
 	// sessionsTotal is how many BGP sessions there should be.
 	// +optional
 	SessionsTotal int32 `json:"sessionsTotal"`
-	// sessions are the BGP sessions of the node.
+	// sessions are the BGP sessions of the node, at most 256: those that are not established first.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
@@ -111,7 +111,7 @@ type NodeStatusStatus struct {
 	// pathsNone is how many paths do not work.
 	// +optional
 	PathsNone int32 `json:"pathsNone"`
-	// paths to every other node.
+	// paths to every other node, at most 512: those that are not native first.
 	// +optional
 	// +listType=map
 	// +listMapKey=node
