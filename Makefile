@@ -62,9 +62,9 @@ bin/lab: FORCE
 bin/controller-gen: hack/tools/go.mod
 	@$(GO) -C hack/tools build -o $(BIN)/controller-gen sigs.k8s.io/controller-tools/cmd/controller-gen
 
-bin/golangci-lint: hack/tools/go.mod
+bin/golangci-lint: hack/tools/lint/go.mod
 	@echo "building golangci-lint (some minutes the first time)"
-	@$(GO) -C hack/tools build -o $(BIN)/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	@$(GO) -C hack/tools/lint build -o $(BIN)/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 .PHONY: deps
 deps: ## Install the Debian packages that lab and tests need; quick if they are there

@@ -183,3 +183,14 @@ func TestNodeStatusOfReport(t *testing.T) {
 		t.Errorf("condition %+v", c)
 	}
 }
+
+func TestWorstFirst(t *testing.T) {
+	list := []int{1, 2, 3, 4, 5, 6}
+	even := func(n int) bool { return n%2 == 0 }
+	if diff := cmp.Diff([]int{2, 4, 6, 1}, worstFirst(list, 4, even)); diff != "" {
+		t.Errorf("four of six (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(list, worstFirst(list, 6, even)); diff != "" {
+		t.Errorf("a list that fits changes (-want +got):\n%s", diff)
+	}
+}
