@@ -83,7 +83,7 @@ func (c *cluster) createFile(t *testing.T, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	for d := yaml.NewYAMLOrJSONDecoder(f, 4096); ; {
 		u := &unstructured.Unstructured{}
 		if err := d.Decode(u); errors.Is(err, io.EOF) {
