@@ -123,11 +123,14 @@ func (a *Agent) wire(ctx context.Context) error {
 	}
 	a.loop = &loop{
 		node: a.opts.NodeName, version: a.opts.Version, log: a.log,
-		source: a.watcher, speaker: a.speaker, links: a.drivers.links,
-		dataplane: newDataplane(a.drivers, m, a.heart),
-		monitor:   a.monitor, nftPokes: a.drivers.nftPokes,
-		gate: &gate{}, heart: a.heart, metrics: m, publish: a.reporter.publish, onChange: a.events.pathsChanged, adopted: adopted,
-		clock: pathClock{},
+		inputs: inputs{
+			source: a.watcher, speaker: a.speaker, links: a.drivers.links, monitor: a.monitor, nftPokes: a.drivers.nftPokes,
+		},
+		outputs: outputs{
+			dataplane: newDataplane(a.drivers, m, a.heart), gate: &gate{}, heart: a.heart, metrics: m,
+			publish: a.reporter.publish, onChange: a.events.pathsChanged,
+		},
+		adopted: adopted, clock: pathClock{},
 	}
 	a.pods, err = openPods(a)
 	if err != nil {

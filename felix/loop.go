@@ -59,36 +59,52 @@ type podStore interface {
 	Problem() string
 }
 
-// loop is the one goroutine that decides and writes: facts in, kernel and BGP out, report last.
-type loop struct {
-	node        string
-	version     string
-	log         *slog.Logger
+// inputs are where the loop reads facts, and what pokes it.
+type inputs struct {
 	source      source
 	speaker     bgpSpeaker
 	pods        podStore
 	attachments func() []ipam.Allocation // of the pods that are connected: felix/workload
 	links       linkReader
-	dataplane   *dataplane
 	monitor     *kernel.Monitor
 	nftPokes    <-chan struct{}
 	podPokes    <-chan struct{}
-	gate        *gate
-	heart       *heart
-	metrics     *metrics
-	publish     func(*Report)
-	onChange    func([]PathReport)
-	adopted     adoption
-	clock       pathClock
+}
 
-	facts     factCache
+// outputs are what the loop writes, and whom it tells.
+type outputs struct {
+	dataplane *dataplane
+	gate      *gate
+	heart     *heart
+	metrics   *metrics
+	publish   func(*Report)
+	onChange  func([]PathReport)
+}
+
+// schedule is what was asked for and when it is due.
+type schedule struct {
 	remote    trigger.Trigger // recompute everything
 	local     trigger.Trigger // recompute the pods
 	drift     trigger.Trigger // read back what somebody else disturbed
 	drifted   kernel.Kind
 	refreshed time.Time // when all of the kernel was last read back
 	retry     backoff
+}
 
+// loop is the one goroutine that decides and writes: facts in, kernel and BGP out, report last.
+type loop struct {
+	node    string
+	version string
+	log     *slog.Logger
+	inputs
+	outputs
+	schedule
+
+	adopted adoption
+	clock   pathClock
+	facts   factCache
+
+	// What the last run found and brought about.
 	view     snapshot.View
 	state    calc.RemoteState
 	yielding bool // see yield

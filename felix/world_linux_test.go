@@ -253,9 +253,15 @@ func (w *world) start() (stop func()) {
 	h := &heart{}
 	w.drivers = d
 	w.loop = &loop{
-		node: "a", version: "test", log: log, source: w.source, speaker: w.speaker, pods: w.pods, attachments: w.pods.attachments,
-		links: d.links, dataplane: newDataplane(d, m, h), monitor: monitor, nftPokes: d.nftPokes, podPokes: w.pods.pokes,
-		gate: &gate{}, heart: h, metrics: m, publish: func(r *Report) { w.latest.Store(r) }, onChange: func([]PathReport) {},
+		node: "a", version: "test", log: log,
+		inputs: inputs{
+			source: w.source, speaker: w.speaker, pods: w.pods, attachments: w.pods.attachments,
+			links: d.links, monitor: monitor, nftPokes: d.nftPokes, podPokes: w.pods.pokes,
+		},
+		outputs: outputs{
+			dataplane: newDataplane(d, m, h), gate: &gate{}, heart: h, metrics: m,
+			publish: func(r *Report) { w.latest.Store(r) }, onChange: func([]PathReport) {},
+		},
 		adopted: adopted, clock: pathClock{},
 	}
 	ctx, cancel := context.WithCancel(context.Background())

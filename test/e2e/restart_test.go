@@ -74,11 +74,20 @@ func killAgent(t *testing.T, node string) {
 	})
 }
 
-// wantAgentsReady waits until all agents are ready and all paths are native.
+// wantAgentsReady waits until all agents are ready, all sessions established and all paths native.
 func wantAgentsReady(t *testing.T) {
 	t.Helper()
 	kubectl(t, "-n", "heliograph-system", "rollout", "status", "--timeout=120s", "daemonset/heliograph-agent")
 	wantAllNative(t)
+	for _, node := range []string{"node1", "node2", "node3"} {
+		eventually(t, time.Minute, func() error {
+			out, err := nodeStatus(node, `{.status.sessionsEstablished}/{.status.sessionsTotal} {.status.conditions[?(@.type=="Ready")].status}`)
+			if err == nil && out != "3/3 True" {
+				err = fmt.Errorf("%s has %s sessions", node, out)
+			}
+			return err
+		})
+	}
 }
 
 // TestAgentKilled kills the agent of node1 with SIGKILL, while pods talk through it.
