@@ -142,7 +142,7 @@ func checkMetrics(t *testing.T) {
 	_, body := get("/metrics")
 	for _, want := range []string{
 		`heliograph_build_info{version="test"} 1`, "heliograph_in_sync 1", "heliograph_apiserver_reachable 0",
-		`heliograph_path_info{family="IPv4",method="VXLAN",node="c"} 1`, `heliograph_routes{family="IPv4",method="vxlan"} 2`,
+		`heliograph_path_info{ipv4="VXLAN",ipv6="VXLAN",node="c"} 1`, `heliograph_paths{family="IPv6",method="VXLAN"}`, `heliograph_routes{family="IPv4",method="vxlan"} 2`,
 		`heliograph_bgp_session_up{address="192.168.11.2",asn="64512",peer="node/b",state=`,
 		`heliograph_driver_apply_duration_seconds_count{driver="route"}`, `heliograph_driver_pending_objects{driver="nft"} 0`,
 	} {

@@ -23,7 +23,7 @@ type metrics struct {
 	pathChanges  *prometheus.CounterVec
 
 	sessionUp, sessionSince, prefixesIn, prefixesOut, prefixesRejected, sessionFlaps *prometheus.Desc
-	path, pathSince, routes, inSync, apiReachable, generation                        *prometheus.Desc
+	path, paths, routes, inSync, apiReachable, generation                            *prometheus.Desc
 	reachable                                                                        func() bool
 }
 
@@ -57,8 +57,8 @@ func newMetrics(reg prometheus.Registerer, version string, report *atomic.Pointe
 		prefixesOut:      desc("bgp_prefixes_out", "Routes sent to the peer.", session...),
 		prefixesRejected: desc("bgp_prefixes_rejected", "Routes of the peer that are refused: by the import filter, or since the peer does not own them.", session...),
 		sessionFlaps:     desc("bgp_session_flaps_total", "How often the session went down.", session...),
-		path:             desc("path_info", "1 for the method by which the node is reached.", "node", "family", "method"),
-		pathSince:        desc("path_since_seconds", "Unix time since which the node is reached by its present method.", "node", "family"),
+		path:             desc("path_info", "1, with the method by which the node is reached, for pods' addresses of each family.", "node", "ipv4", "ipv6"),
+		paths:            desc("paths", "Remote nodes by family and the method by which they are reached.", "family", "method"),
 		routes:           desc("routes", "Routes that the agent wants in the kernel.", "family", "method"),
 		inSync:           desc("in_sync", "1 while the kernel is as it should be."),
 		apiReachable:     desc("apiserver_reachable", "1 while the API server answers."),
@@ -80,7 +80,7 @@ func newMetrics(reg prometheus.Registerer, version string, report *atomic.Pointe
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		m.sessionUp, m.sessionSince, m.prefixesIn, m.prefixesOut, m.prefixesRejected, m.sessionFlaps,
-		m.path, m.pathSince, m.routes, m.inSync, m.apiReachable, m.generation,
+		m.path, m.paths, m.routes, m.inSync, m.apiReachable, m.generation,
 	} {
 		ch <- d
 	}
@@ -102,12 +102,32 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range r.BGP.Sessions {
 		m.collectSession(ch, gauge, r, s)
 	}
-	for _, p := range r.Paths {
-		gauge(m.path, 1, p.Node, p.Family.String(), string(p.Method))
-		gauge(m.pathSince, seconds(p.Since), p.Node, p.Family.String())
-	}
+	m.collectPaths(gauge, r.Paths)
 	for class, n := range r.Routes {
 		gauge(m.routes, float64(n), class.Family.String(), class.Method)
+	}
+}
+
+// collectPaths makes one series per remote node, since there may be thousands.
+func (m *metrics) collectPaths(gauge func(*prometheus.Desc, float64, ...string), paths []PathReport) {
+	type methods struct{ ipv4, ipv6 string }
+	byNode := map[string]methods{}
+	counts := map[[2]string]int{}
+	for _, p := range paths {
+		n := byNode[p.Node]
+		if p.Family == bgp.IPv6 {
+			n.ipv6 = string(p.Method)
+		} else {
+			n.ipv4 = string(p.Method)
+		}
+		byNode[p.Node] = n
+		counts[[2]string{p.Family.String(), string(p.Method)}]++
+	}
+	for node, n := range byNode {
+		gauge(m.path, 1, node, n.ipv4, n.ipv6)
+	}
+	for k, n := range counts {
+		gauge(m.paths, float64(n), k[0], k[1])
 	}
 }
 

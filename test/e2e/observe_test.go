@@ -87,10 +87,11 @@ func TestPrometheusScrapes(t *testing.T) {
 		return err
 	})
 	for expr, want := range map[string]string{
-		`sum(heliograph_bgp_session_up)`:                   "9",
-		`count(heliograph_path_info{method="Native"})`:     "12",
-		`min(heliograph_in_sync)`:                          "1",
-		`count(count by (pool)(heliograph_ippool_blocks))`: "2",
+		`sum(heliograph_bgp_session_up)`:                           "9",
+		`count(heliograph_path_info{ipv4="Native",ipv6="Native"})`: "6",
+		`sum(heliograph_paths{method="Native"})`:                   "12",
+		`min(heliograph_in_sync)`:                                  "1",
+		`count(count by (pool)(heliograph_ippool_blocks))`:         "2",
 	} {
 		got, err := query(expr)
 		if err != nil || got[""] != want {
