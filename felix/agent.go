@@ -165,18 +165,25 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.log.Info("agent starts", "node", a.opts.NodeName, "version", a.opts.Version, "takesOver", a.loop.adopted.restarting)
 	inner, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if err := a.events.start(inner); err != nil {
+		return err
+	}
+	run := func(name string, part func(context.Context) error) {
+		if err := part(inner); inner.Err() == nil { // nothing else ends a part
+			cancel(fmt.Errorf("%s ended: %w", name, cmp.Or(err, errNoReason)))
+		}
+	}
+	// Nobody waits for the watch: it only reads, and while the API server is away client-go ends only
+	// after its backoff, of up to half a minute.
+	go run("watch", a.watcher.Run)
 	var running sync.WaitGroup
 	for name, part := range map[string]func(context.Context) error{
-		"watch": a.watcher.Run, "kernel monitor": a.monitor.Run, "nft monitor": a.drivers.monitorNFT, "loop": a.loop.run,
+		"kernel monitor": a.monitor.Run, "nft monitor": a.drivers.monitorNFT, "loop": a.loop.run,
 		"cni socket": a.pods.run, "events": a.events.run,
 		"reporter": func(ctx context.Context) error { a.reporter.run(ctx); return nil },
 		"health":   func(ctx context.Context) error { return a.health.serve(ctx, a.opts.MetricsAddress) },
 	} {
-		running.Go(func() {
-			if err := part(inner); inner.Err() == nil { // nothing else ends a part
-				cancel(fmt.Errorf("%s ended: %w", name, cmp.Or(err, errNoReason)))
-			}
-		})
+		running.Go(func() { run(name, part) })
 	}
 	<-inner.Done()
 	err := context.Cause(inner)

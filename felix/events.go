@@ -50,10 +50,16 @@ func nodeReference(name string) *corev1.ObjectReference {
 	return &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: name, UID: types.UID(name)}
 }
 
-func (e *events) run(ctx context.Context) error {
+// start begins to record, until ctx ends. What is recorded before is lost.
+func (e *events) start(ctx context.Context) error {
 	if err := e.broadcaster.StartRecordingToSinkWithContext(ctx); err != nil {
 		return fmt.Errorf("record events: %w", err)
 	}
+	return nil
+}
+
+// run ends the recording with ctx.
+func (e *events) run(ctx context.Context) error {
 	<-ctx.Done()
 	e.broadcaster.Shutdown()
 	return nil

@@ -322,6 +322,9 @@ func testEvents(t *testing.T, a *api) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
+	if err := e.start(ctx); err != nil {
+		t.Fatal(err)
+	}
 	done := make(chan error, 1)
 	go func() { done <- e.run(ctx) }()
 	change := func(node string, f bgp.Family) PathReport {
