@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -173,7 +174,22 @@ func (d *dataplane) problems() []string {
 	return out
 }
 
-// podError is what the filter, or the route to a pod whose device is there, failed with.
+// podErrors are failures that concern single pods, by device.
+type podErrors map[string]error
+
+// Error implements error.
+func (e podErrors) Error() string { return errors.Join(e.Unwrap()...).Error() }
+
+// Unwrap lists the failures in the order of the devices.
+func (e podErrors) Unwrap() []error {
+	var errs []error
+	for _, device := range slices.Sorted(maps.Keys(e)) {
+		errs = append(errs, e[device])
+	}
+	return errs
+}
+
+// podError is what the filter failed with, or podErrors: the routes to pods whose devices are there.
 func (d *dataplane) podError(there map[string]bool) error {
 	if err := d.failed["nft"]; err != nil {
 		return err
@@ -181,18 +197,22 @@ func (d *dataplane) podError(there map[string]bool) error {
 	if d.failed["route"] == nil {
 		return nil
 	}
-	local := map[string]bool{}
+	device := map[string]string{}
 	for _, r := range d.local.Routes {
 		if there[r.Device] {
-			local["route "+r.Prefix.String()] = true
+			device["route "+r.Prefix.String()] = r.Device
 		}
 	}
+	failed := podErrors{}
 	for _, s := range d.undone["route"] {
-		if local[s.Object] {
-			return fmt.Errorf("%s: %w", s.Object, d.failed["route"])
+		if dev, ok := device[s.Object]; ok {
+			failed[dev] = fmt.Errorf("%s: %w", s.Object, d.failed["route"])
 		}
 	}
-	return nil
+	if len(failed) == 0 {
+		return nil
+	}
+	return failed
 }
 
 // undone returns what a driver has not brought about.

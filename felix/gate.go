@@ -4,6 +4,7 @@ package felix
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
 
@@ -51,10 +52,14 @@ func (r *round) end(err error) {
 	}
 }
 
-// wait returns the round's error, or the context's.
-func (r *round) wait(ctx context.Context) error {
+// wait returns the round's error as far as it concerns the pod with this device, or the context's.
+func (r *round) wait(ctx context.Context, device string) error {
 	select {
 	case <-r.done:
+		var single podErrors
+		if errors.As(r.err, &single) {
+			return single[device]
+		}
 		return r.err
 	case <-ctx.Done():
 		return ctx.Err()

@@ -26,7 +26,7 @@ func TestGateJoinsTheNextRound(t *testing.T) {
 	}
 	why := errors.New("no such device")
 	running.end(why)
-	if err := first.wait(t.Context()); !errors.Is(err, why) {
+	if err := first.wait(t.Context(), "hel0"); !errors.Is(err, why) {
 		t.Errorf("the round ended with %v, and who waited got %v", why, err)
 	}
 	select {
@@ -35,7 +35,7 @@ func TestGateJoinsTheNextRound(t *testing.T) {
 	default:
 	}
 	g.begin().end(nil)
-	if err := late.wait(t.Context()); err != nil {
+	if err := late.wait(t.Context(), "hel0"); err != nil {
 		t.Error(err)
 	}
 }
@@ -54,7 +54,21 @@ func TestGateWaitEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r := g.join()
 	cancel()
-	if err := r.wait(ctx); !errors.Is(err, context.Canceled) {
+	if err := r.wait(ctx, "hel0"); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want context.Canceled", err)
+	}
+}
+
+// What one pod's route fails with keeps nobody else from being connected.
+func TestGateTellsPodsApart(t *testing.T) {
+	var g gate
+	why := errors.New("no buffer space")
+	r := g.join()
+	g.begin().end(podErrors{"hel1": why})
+	if err := r.wait(t.Context(), "hel1"); !errors.Is(err, why) {
+		t.Errorf("the pod whose route failed gets %v", err)
+	}
+	if err := r.wait(t.Context(), "hel2"); err != nil {
+		t.Errorf("another pod gets %v", err)
 	}
 }

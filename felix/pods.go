@@ -54,10 +54,10 @@ func openPods(a *Agent) (*pods, error) {
 		Store: p.store, Interfaces: p.net, StateDir: a.opts.StateDir, Log: a.log,
 		Hooks: workload.Hooks{
 			Poke: p.poke,
-			Sync: func(ctx context.Context) error {
+			Sync: func(ctx context.Context, device string) error {
 				round := a.loop.gate.join()
 				p.poke()
-				return round.wait(ctx)
+				return round.wait(ctx, device)
 			},
 			Ready: a.acceptsPods,
 			FlushConntrack: func(ip netip.Addr) error {

@@ -327,7 +327,12 @@ func (w *world) sync() error {
 	defer cancel()
 	round := w.loop.gate.join()
 	w.pods.set(w.pods.attachments()...)
-	return round.wait(ctx)
+	select { // not wait, which tells one pod its own
+	case <-round.done:
+		return round.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // device makes the host end of a pod.

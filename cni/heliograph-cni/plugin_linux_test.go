@@ -89,7 +89,7 @@ func (n *node) start() {
 	n.manager = workload.New(workload.Options{
 		Store: n.store, Interfaces: interfaces, StateDir: n.dir, Log: n.log,
 		Hooks: workload.Hooks{
-			Sync:           n.sync,
+			Sync:           func(ctx context.Context, _ string) error { return n.sync(ctx) },
 			Ready:          func() error { return n.ready },
 			FlushConntrack: func(netip.Addr) error { n.flushed.Add(1); return nil },
 			MTU:            func() int { return 1450 },

@@ -59,8 +59,9 @@ type Interfaces interface {
 // Hooks are what the agent's loop does for pods. All but Sync may be nil.
 type Hooks struct {
 	// Sync returns nil once the kernel holds routes and policy for all that Manager.Attachments returned
-	// when Sync was called. It must end when ctx does.
-	Sync func(ctx context.Context) error
+	// when Sync was called, as far as it concerns the pod with this device: what another pod's route
+	// fails with is no error. It must end when ctx does.
+	Sync func(ctx context.Context, device string) error
 	// Poke says that Manager.Attachments changed, and returns at once.
 	Poke func()
 	// Ready says why this node cannot take new pods now, or nil. A *cni.Error passes through as it is,
@@ -114,7 +115,7 @@ func New(o Options) *Manager {
 
 func (h Hooks) complete() Hooks {
 	if h.Sync == nil {
-		h.Sync = func(context.Context) error { return errors.New("nobody programs routes and policy") }
+		h.Sync = func(context.Context, string) error { return errors.New("nobody programs routes and policy") }
 	}
 	if h.Poke == nil {
 		h.Poke = func() {}
@@ -169,7 +170,7 @@ func (m *Manager) Add(ctx context.Context, r cni.Request, podSocket *os.File) (c
 	m.hooks.Poke()
 	syncCtx, cancel := context.WithTimeout(ctx, m.syncTimeout)
 	defer cancel()
-	if err := m.hooks.Sync(syncCtx); err != nil {
+	if err := m.hooks.Sync(syncCtx, allocated.Device); err != nil {
 		return cni.Response{}, m.rollback(r.Attachment, tryAgain("routes and policy of the pod are not in force", err))
 	}
 	m.log.Info("pod connected", "pod", r.Pod.Namespace+"/"+r.Pod.Name, "device", allocated.Device, "addresses", allocated.Addresses, "containerID", r.Attachment.ContainerID)
@@ -191,7 +192,7 @@ func (m *Manager) connect(ctx context.Context, podSocket *os.File, i podnet.Inte
 	// it would believe that it has them.
 	syncCtx, cancel := context.WithTimeout(ctx, m.syncTimeout)
 	defer cancel()
-	if err := m.hooks.Sync(syncCtx); err != nil {
+	if err := m.hooks.Sync(syncCtx, podnet.HostDevice(i.Attachment)); err != nil {
 		return podnet.Ends{}, fmt.Errorf("wait until the old device's routes are gone: %w", err)
 	}
 	return m.interfaces.Create(podSocket, i)
@@ -269,7 +270,7 @@ func (m *Manager) Check(ctx context.Context, r cni.Request, podSocket *os.File) 
 	}
 	syncCtx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	if err := m.hooks.Sync(syncCtx); err != nil {
+	if err := m.hooks.Sync(syncCtx, allocated.Device); err != nil {
 		return checkFailed(fmt.Errorf("routes and policy of the pod are not in force: %w", err))
 	}
 	if err := m.interfaces.Check(podSocket, m.interfaceOf(r, allocated)); err != nil {

@@ -89,7 +89,7 @@ func newFixture(t *testing.T) *fixture {
 	}
 	f.Manager = workload.New(workload.Options{
 		Store: f.store, Interfaces: f.kernel, StateDir: f.dir, SyncTimeout: 5 * time.Second, Log: slog.New(slog.DiscardHandler),
-		Hooks: workload.Hooks{Sync: func(context.Context) error {
+		Hooks: workload.Hooks{Sync: func(context.Context, string) error {
 			f.seen = append(f.seen, f.Attachments())
 			return f.sync()
 		}},
