@@ -139,6 +139,9 @@ func (t *Table) Actual(ctx context.Context) ([]desired.Route, error) {
 // Shadowed returns the foreign routes that win over desired ones, by a lower metric for exactly the
 // same prefix, as last read from the kernel.
 func (t *Table) Shadowed() []Entry {
+	if len(t.shadowed) == 0 {
+		return nil // as nearly always: do not walk over all routes to find out
+	}
 	var all []Entry
 	for k := range t.tracker.AllDesired() {
 		if e, ok := t.shadowed[k]; ok {
