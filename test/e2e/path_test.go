@@ -145,8 +145,10 @@ func TestFallsBackToVXLANAndReturns(t *testing.T) {
 	for _, p := range pings {
 		r := p.stop(t)
 		t.Logf("ping %s over shutdown and return: %d sent, %d lost, longest gap %s", p.name, r.sent, r.lost(), r.gap)
-		if r.gap > time.Second {
-			t.Errorf("ping %s: a gap of %s; want at most 1s", p.name, r.gap)
+		// The routers take 50 ms each to pass the withdrawal on, and more on a busy machine; the agent
+		// itself a few. What must not happen is that somebody waits for a timer.
+		if r.gap > 2*time.Second {
+			t.Errorf("ping %s: a gap of %s; want at most 2s", p.name, r.gap)
 		}
 		if r.received < 100 {
 			t.Errorf("ping %s: only %d answers: the test saw nothing", p.name, r.received)
