@@ -105,14 +105,15 @@ type loop struct {
 	facts   factCache
 
 	// What the last run found and brought about.
-	view     snapshot.View
-	state    calc.RemoteState
-	yielding bool // see yield
-	podsRead bool // the pods were read at least once
-	summary  remoteSummary
-	trouble  trouble
-	lastErr  error // as last logged
-	runs     uint64
+	view      snapshot.View
+	state     calc.RemoteState
+	yielding  bool // see yield
+	podsRead  bool // the pods were read at least once
+	summary   remoteSummary
+	intruders map[netip.Addr]intruder
+	trouble   trouble
+	lastErr   error // as last logged
+	runs      uint64
 }
 
 // run loops until ctx ends. The first run waits for the API server's word, or for the copy on disk:

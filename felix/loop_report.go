@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
@@ -27,6 +28,7 @@ type remoteSummary struct {
 
 // summarize makes the summary of a new state, and tells of paths that changed their method.
 func (l *loop) summarize(now time.Time) {
+	l.noteIntruders(now)
 	paths, changed := l.clock.update(l.state.Paths, now)
 	if len(changed) > 0 {
 		l.metrics.observeChanges(changed)
@@ -36,6 +38,41 @@ func (l *loop) summarize(now time.Time) {
 	for _, r := range l.state.Routes {
 		l.summary.prefixes[r.Prefix] = true
 	}
+}
+
+// intruder is a peer that announces what it must not.
+type intruder struct {
+	peer  netip.Addr
+	what  calc.Refusal
+	since time.Time
+	told  bool
+}
+
+// String says what it does.
+func (i intruder) String() string {
+	return fmt.Sprintf("BGP peer %s announces %d routes that are not its own to announce, such as %s: they are refused", i.peer, i.what.Routes, i.what.Example)
+}
+
+// intruderPatience is how long a peer may announce what the API does not say it owns before that is
+// told: a node may learn of its new block a moment before we do.
+const intruderPatience = 10 * time.Second
+
+// noteIntruders tells, once, of peers that keep on announcing what they must not.
+func (l *loop) noteIntruders(now time.Time) {
+	next := make(map[netip.Addr]intruder, len(l.state.Refused))
+	for peer, what := range l.state.Refused {
+		i, known := l.intruders[peer]
+		if !known {
+			i = intruder{peer: peer, since: now}
+		}
+		i.what = what
+		if !i.told && now.Sub(i.since) >= intruderPatience {
+			i.told = true
+			l.log.Warn("bgp peer announces what is not its own", "peer", peer, "routes", what.Routes, "example", what.Example)
+		}
+		next[peer] = i
+	}
+	l.intruders = next
 }
 
 // report publishes what the run brought about.
@@ -94,6 +131,11 @@ func (l *loop) problems() []string {
 	}
 	for _, p := range l.state.Problems {
 		out = append(out, p.String())
+	}
+	for _, peer := range slices.SortedFunc(maps.Keys(l.intruders), netip.Addr.Compare) {
+		if l.intruders[peer].told {
+			out = append(out, l.intruders[peer].String())
+		}
 	}
 	for _, e := range l.dataplane.shadowed {
 		out = append(out, fmt.Sprintf("route %s: a foreign route (protocol %d, metric %d) takes its traffic", e.Route.Prefix, e.Protocol, e.Metric))

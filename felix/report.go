@@ -31,7 +31,7 @@ type Report struct {
 	PodIPs     []netip.Addr
 	Blocks     []BlockUse
 	BGP        bgp.Snapshot
-	Refused    map[netip.Addr]int64
+	Refused    map[netip.Addr]calc.Refusal
 	Paths      []PathReport
 	Routes     map[RouteClass]int
 	MTU        int  // of pods
@@ -149,7 +149,7 @@ func (r *Report) sessionStatus(s bgp.Session) v1alpha1.BGPSessionStatus {
 	return v1alpha1.BGPSessionStatus{
 		Name: s.Peer, PeerIP: s.Address.String(), ASNumber: int64(s.ASN), State: string(s.State),
 		Since: timeOf(s.Since), PrefixesIn: s.PrefixesIn, PrefixesOut: s.PrefixesOut,
-		Rejected: s.Rejected + r.Refused[s.Address], Flaps: s.Flaps, LastError: s.LastError,
+		Rejected: s.Rejected + r.Refused[s.Address].Routes, Flaps: s.Flaps, LastError: s.LastError,
 	}
 }
 

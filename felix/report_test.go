@@ -3,7 +3,9 @@
 package felix
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
@@ -161,7 +163,7 @@ func TestNodeStatusOfReport(t *testing.T) {
 			{Peer: "node/b", Address: addr("192.168.11.2"), State: bgp.StateEstablished, Since: since, Rejected: 1},
 			{Peer: "peer/tor", Address: addr("192.168.11.254"), State: bgp.StateHeld, LastError: "Secret tor not found"},
 		}},
-		Refused: map[netip.Addr]int64{addr("192.168.11.2"): 2},
+		Refused: map[netip.Addr]calc.Refusal{addr("192.168.11.2"): {Routes: 2}},
 		Paths: []PathReport{
 			{Path: calc.Path{Node: "b", Family: bgp.IPv4, Method: v1alpha1.PathNative}, Since: since},
 			{Path: calc.Path{Node: "c", Family: bgp.IPv4, Method: v1alpha1.PathVXLAN}, Since: since},
@@ -192,5 +194,31 @@ func TestWorstFirst(t *testing.T) {
 	}
 	if diff := cmp.Diff(list, worstFirst(list, 6, even)); diff != "" {
 		t.Errorf("a list that fits changes (-want +got):\n%s", diff)
+	}
+}
+
+// A peer that keeps on announcing what is not its own is told of, once; one that stops within the
+// patience, as a node whose block we have not heard of yet, is not.
+func TestIntruders(t *testing.T) {
+	var log bytes.Buffer
+	l := &loop{log: slog.New(slog.NewTextHandler(&log, nil))}
+	now := time.Unix(1000, 0)
+	refused := map[netip.Addr]calc.Refusal{addr("192.168.11.2"): {Routes: 2, Example: prefix("10.244.9.0/26")}}
+	for _, step := range []struct {
+		at      time.Duration
+		refused map[netip.Addr]calc.Refusal
+		told    bool
+	}{
+		{0, refused, false}, {5 * time.Second, nil, false}, {6 * time.Second, refused, false},
+		{15 * time.Second, refused, false}, {16 * time.Second, refused, true}, {60 * time.Second, refused, true}, {61 * time.Second, nil, false},
+	} {
+		l.state.Refused = step.refused
+		l.noteIntruders(now.Add(step.at))
+		if told := l.intruders[addr("192.168.11.2")].told; told != step.told {
+			t.Errorf("after %s: told = %t, want %t", step.at, told, step.told)
+		}
+	}
+	if n := strings.Count(log.String(), "10.244.9.0/26"); n != 1 {
+		t.Errorf("logged %d times, want once:\n%s", n, log.String())
 	}
 }

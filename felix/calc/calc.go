@@ -56,9 +56,15 @@ type RemoteState struct {
 	Paths      []Path
 	// Refused counts, per peer address, BGP paths that its peer may not announce: a node that
 	// announces what the API does not say it owns, or anybody who announces our own blocks.
-	Refused  map[netip.Addr]int64
+	Refused  map[netip.Addr]Refusal
 	MTU      int // of pods
 	Problems []snapshot.Problem
+}
+
+// Refusal is what one peer announces and must not.
+type Refusal struct {
+	Routes  int64
+	Example netip.Prefix // the first in order
 }
 
 // Remote computes everything but the pods of this node.
@@ -67,7 +73,7 @@ func Remote(v snapshot.View) RemoteState {
 		View:     v,
 		nexthops: newNexthopTable(),
 		owned:    map[string][]snapshot.Block{},
-		out:      RemoteState{Refused: map[netip.Addr]int64{}, Problems: slices.Clone(v.Problems)},
+		out:      RemoteState{Refused: map[netip.Addr]Refusal{}, Problems: slices.Clone(v.Problems)},
 	}
 	c.underlay()
 	c.indexBlocks()

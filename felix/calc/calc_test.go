@@ -229,11 +229,17 @@ func TestForeignClaimsAreCountedNotObeyed(t *testing.T) {
 	s := Remote(snapshot.Build(objects(v1alpha1.EncapsulationAuto), local(
 		fromNode("10.244.0.128/26", "192.168.11.12", "192.168.11.12"), // node2 claims node3's block
 		fromNode("10.244.9.0/26", "192.168.11.12", "192.168.11.12"),   // node2 claims nobody's block
+		fromNode("10.244.0.0/26", "192.168.11.12", "192.168.11.12"),   // node2 claims ours
+		fromNode("10.244.9.0/26", "192.168.99.99", "192.168.99.99"),   // a node that the API no longer knows
 		fromFabric("10.244.0.130/32", "192.168.11.1", 1),              // the fabric claims a part of node3's
 		fromFabric("10.244.0.0/26", "192.168.11.1", 1),                // ours comes back: ignored
 		fromFabric("10.244.77.0/26", "192.168.11.1", 1),               // somebody else's use of the pool: obeyed
 	)))
-	want := map[netip.Addr]int64{netip.MustParseAddr("192.168.11.12"): 2, netip.MustParseAddr("192.168.11.1"): 1}
+	want := map[netip.Addr]Refusal{
+		netip.MustParseAddr("192.168.11.12"): {Routes: 3, Example: netip.MustParsePrefix("10.244.0.0/26")},
+		netip.MustParseAddr("192.168.11.1"):  {Routes: 1, Example: netip.MustParsePrefix("10.244.0.130/32")},
+		netip.MustParseAddr("192.168.99.99"): {Routes: 1, Example: netip.MustParsePrefix("10.244.9.0/26")},
+	}
 	if diff := cmp.Diff(want, s.Refused, comparers); diff != "" {
 		t.Errorf("refused (-want +got):\n%s", diff)
 	}

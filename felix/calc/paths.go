@@ -45,13 +45,13 @@ func (c *computation) indexPaths() {
 	}
 	for _, p := range c.BGP.Paths {
 		switch {
-		case p.Kind == bgp.PeerNode && owner[p.Prefix] != nodeAt[p.Peer]:
-			c.out.Refused[p.Peer]++
+		case p.Kind == bgp.PeerNode && (owner[p.Prefix] == "" || owner[p.Prefix] != nodeAt[p.Peer]):
+			c.refuse(p)
 			continue
 		case owner[p.Prefix] == c.NodeName:
 			continue // the fabric gives us back what is ours
 		case p.Kind == bgp.PeerFabric && c.insideBlock(p.Prefix):
-			c.out.Refused[p.Peer]++
+			c.refuse(p)
 			continue
 		}
 		c.candidates.byPrefix[p.Prefix] = append(c.candidates.byPrefix[p.Prefix], p)
@@ -62,6 +62,15 @@ func (c *computation) indexPaths() {
 	for _, l := range c.candidates.lengths {
 		slices.SortFunc(l, func(a, b int) int { return cmp.Compare(b, a) })
 	}
+}
+
+func (c *computation) refuse(p bgp.Path) {
+	r := c.out.Refused[p.Peer]
+	if r.Routes == 0 || p.Prefix.Compare(r.Example) < 0 {
+		r.Example = p.Prefix
+	}
+	r.Routes++
+	c.out.Refused[p.Peer] = r
 }
 
 // insideBlock says whether a prefix is a part, but not the whole, of some node's block: to obey it
