@@ -120,14 +120,8 @@ test-e2e: image bin/lab ## The smoke end-to-end tests in the lab; starts it if i
 	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/e2e test -count=1 -timeout 30m ./...
 
 .PHONY: conformance
-conformance: deps image kube ## Upstream Kubernetes' own end-to-end tests of pod networking, services, host ports and DNS, in the lab
-	$(BIN)/lab build e2e.test
-	$(BIN)/lab up
-	$(CACHE)/bin/e2e.test --kubeconfig=/var/lib/heliograph-lab/kubeconfig --provider=skeleton --num-nodes=3 \
-		--ginkgo.focus='$(CONFORMANCE)' --ginkgo.skip='SCTP' --ginkgo.no-color
-
-# [sig-network] specs that need a pod network and no cloud, and no image beyond agnhost.
-CONFORMANCE := \[sig-network\].*(Networking.Granular.Checks..Pods|HostPort|should.serve.a.basic.endpoint|should.serve.multiport.endpoints|DNS.for.the.cluster|dual.stack)
+conformance: deps test-interop ## What others made, on the other end: BGP with FRR and BIRD, CNI 1.1 through libcni
+	HELIOGRAPH_NO_SKIP=1 $(GO) test -count=1 ./cni/... ./felix/localapi ./felix/workload
 
 ## Measures
 
