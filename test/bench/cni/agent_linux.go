@@ -60,8 +60,9 @@ func startAgent(ctx context.Context, dir string) (*agent, error) {
 		return nil, err
 	}
 	if err := addresses.SetBlocks([]ipam.Block{
-		{Name: "four", CIDR: netip.MustParsePrefix("10.244.0.0/24"), Primary: true},
-		{Name: "six", CIDR: netip.MustParsePrefix("fd00:244::/120"), Primary: true},
+		// Large, since addresses rest after use and a quick machine comes round.
+		{Name: "four", CIDR: netip.MustParsePrefix("10.244.0.0/18"), Primary: true},
+		{Name: "six", CIDR: netip.MustParsePrefix("fd00:244::/114"), Primary: true},
 	}); err != nil {
 		return nil, err
 	}
