@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,8 +21,6 @@ import (
 	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
@@ -86,9 +82,7 @@ func newSuite(t *testing.T) *suite {
 	if s.admin, err = client.New(cfg, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"namespace.yaml", "serviceaccounts.yaml", "controller_role.yaml"} {
-		s.createFile(t, filepath.Join(apitest.Root(), "config", "rbac", file))
-	}
+	apitest.CreateRBAC(t, s.admin, "namespace.yaml", "serviceaccounts.yaml", "controller_role.yaml")
 	s.config = rest.CopyConfig(cfg)
 	s.config.Impersonate = rest.ImpersonationConfig{
 		UserName: "system:serviceaccount:" + namespace + ":heliograph-controller",
@@ -108,23 +102,6 @@ func newSuite(t *testing.T) *suite {
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
-
-func (s *suite) createFile(t *testing.T, path string) {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	d := yaml.NewYAMLOrJSONDecoder(f, 4096)
-	for {
-		u := &unstructured.Unstructured{}
-		if d.Decode(u) != nil {
-			return
-		}
-		s.create(t, u)
-	}
-}
 
 // wipe removes what the last test left.
 func (s *suite) wipe(t *testing.T) {

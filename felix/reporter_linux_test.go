@@ -4,13 +4,9 @@ package felix
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,9 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -78,9 +72,7 @@ func newAPI(t *testing.T) *api {
 	if a.admin, err = client.New(cfg, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"namespace", "serviceaccounts", "agent_role", "agent_admission"} {
-		a.createFile(t, filepath.Join(apitest.Root(), "config", "rbac", file+".yaml"))
-	}
+	apitest.CreateRBAC(t, a.admin, "namespace.yaml", "serviceaccounts.yaml", "agent_role.yaml", "agent_admission.yaml")
 	a.agent = rest.AnonymousClientConfig(cfg)
 	a.agent.BearerToken = nodeToken(t, cfg, a.admin)
 	a.agent.QPS = -1
@@ -129,24 +121,6 @@ func nodeToken(t *testing.T, cfg *rest.Config, admin client.Client) string {
 
 func newNode(name string) *corev1.Node {
 	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
-}
-
-func (a *api) createFile(t *testing.T, path string) {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for d := yaml.NewYAMLOrJSONDecoder(f, 4096); ; {
-		u := &unstructured.Unstructured{}
-		if err := d.Decode(u); errors.Is(err, io.EOF) {
-			return
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		a.create(t, u)
-	}
 }
 
 func (a *api) create(t *testing.T, objs ...client.Object) {

@@ -4,11 +4,8 @@ package watch
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -17,8 +14,6 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -67,32 +62,12 @@ func newCluster(t *testing.T) *cluster {
 	if c.admin, err = client.New(cfg, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"namespace", "serviceaccounts", "agent_role"} {
-		c.createFile(t, filepath.Join(apitest.Root(), "config", "rbac", file+".yaml"))
-	}
+	apitest.CreateRBAC(t, c.admin, "namespace.yaml", "serviceaccounts.yaml", "agent_role.yaml")
 	c.agent.Impersonate = rest.ImpersonationConfig{
 		UserName: "system:serviceaccount:" + namespace + ":heliograph-agent",
 		Groups:   []string{"system:serviceaccounts", "system:serviceaccounts:" + namespace, "system:authenticated"},
 	}
 	return c
-}
-
-func (c *cluster) createFile(t *testing.T, path string) {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for d := yaml.NewYAMLOrJSONDecoder(f, 4096); ; {
-		u := &unstructured.Unstructured{}
-		if err := d.Decode(u); errors.Is(err, io.EOF) {
-			return
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		c.create(t, u)
-	}
 }
 
 func (c *cluster) create(t *testing.T, objs ...client.Object) {
