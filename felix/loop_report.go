@@ -94,7 +94,9 @@ func (l *loop) report() {
 		}
 	}
 	for _, a := range l.state.Addresses {
-		r.PodIPs = append(r.PodIPs, a.Prefix.Addr())
+		if a.Device == "lo" { // on the tunnels it stands again
+			r.PodIPs = append(r.PodIPs, a.Prefix.Addr())
+		}
 	}
 	l.publish(r)
 }

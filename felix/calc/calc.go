@@ -158,6 +158,21 @@ func (c *computation) ownAddresses() {
 		}
 		c.out.Addresses = append(c.out.Addresses, desired.Address{Device: "lo", Prefix: netip.PrefixFrom(ip, ip.BitLen())})
 	}
+	c.tunnelAddresses()
+}
+
+// tunnelAddresses gives the tunnels the node's own IPv4 address too. Nobody needs it there but the
+// reverse path filter: of a device without an address Linux takes loose (2) for strict, and drops
+// what comes by the tunnel while the answer would leave natively, that is during every change of
+// path (fib_validate_source: no_addr).
+func (c *computation) tunnelAddresses() {
+	ip := c.podSource[bgp.IPv4]
+	if !ip.IsValid() {
+		return
+	}
+	for _, d := range c.out.VXLANs {
+		c.out.Addresses = append(c.out.Addresses, desired.Address{Device: d.Name, Prefix: netip.PrefixFrom(ip, ip.BitLen())})
+	}
 }
 
 // sysctls: forwarding, and loose reverse path filtering on the tunnels, since a packet may come in

@@ -206,6 +206,7 @@ func TestRemoteWholeState(t *testing.T) {
 	}
 	wantAddresses := []desired.Address{
 		{Device: "lo", Prefix: netip.MustParsePrefix("10.244.0.1/32")}, {Device: "lo", Prefix: netip.MustParsePrefix("fd00:244::1/128")},
+		{Device: "hel-vxlan", Prefix: netip.MustParsePrefix("10.244.0.1/32")},
 	}
 	if diff := cmp.Diff(wantAddresses, s.Addresses, comparers); diff != "" {
 		t.Errorf("addresses (-want +got):\n%s", diff)

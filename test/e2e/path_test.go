@@ -158,7 +158,7 @@ func wantShortGaps(t *testing.T, what string, pings []*pinger) {
 		if r.gap > 2*time.Second {
 			t.Errorf("ping %s: a gap of %s over the %s; want at most 2s", p.name, r.gap, what)
 		}
-		if r.received < 100 {
+		if r.received < 20 {
 			t.Errorf("ping %s: only %d answers: the test saw nothing", p.name, r.received)
 		}
 	}
