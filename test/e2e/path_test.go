@@ -138,25 +138,26 @@ func TestFallsBackToVXLANAndReturns(t *testing.T) {
 	if seen := dump.stop(); !strings.Contains(seen, "VXLAN") || !strings.Contains(seen, a.ip4.String()) || !strings.Contains(seen, a.ip6.String()) {
 		t.Errorf("the spine saw no VXLAN between the pods:\n%.2000s", seen)
 	}
-	wantShortGaps(t, "shutdown", pings)
+	wantShortGaps(t, "shutdown", pings, 2*time.Second)
 	pings = pingBothWays(t, a, b, time.Minute)
 	neighbor(t, "no ")
 	wantPaths(t, "node1", "node3", "Native", time.Minute)
 	wantPaths(t, "node3", "node1", "Native", time.Minute)
-	wantShortGaps(t, "return", pings)
+	wantShortGaps(t, "return", pings, 300*time.Millisecond)
 	wantSaid(t, "PathVXLAN", "events", "-n", "default", "--field-selector", "involvedObject.name=node1")
 }
 
 // wantShortGaps stops the pingers and prints what a change of path cost. The routers take 50 ms each
 // to pass a withdrawal on, and more on a busy machine; the agent itself a few. What must not happen
-// is that somebody waits for a timer.
-func wantShortGaps(t *testing.T, what string, pings []*pinger) {
+// is that somebody waits for a timer, or that a return, which has both ways open, is noticed at all
+// but for the moment between a router's announcement and its own forwarding table.
+func wantShortGaps(t *testing.T, what string, pings []*pinger, limit time.Duration) {
 	t.Helper()
 	for _, p := range pings {
 		r := p.stop(t)
 		t.Logf("ping %s over the %s: %d sent, %d lost, longest gap %s", p.name, what, r.sent, r.lost(), r.gap)
-		if r.gap > 2*time.Second {
-			t.Errorf("ping %s: a gap of %s over the %s; want at most 2s", p.name, r.gap, what)
+		if r.gap > limit {
+			t.Errorf("ping %s: a gap of %s over the %s; want at most %s", p.name, r.gap, what, limit)
 		}
 		if r.received < 20 {
 			t.Errorf("ping %s: only %d answers: the test saw nothing", p.name, r.received)
