@@ -105,6 +105,13 @@ func TestCorruptAddressStore(t *testing.T) {
 		t.Errorf("a new pod has %s and %s, which pod %s has already", other.ip4, other.ip6, a.name)
 	}
 	kubectl(t, "-n", namespace, "delete", "pod", "other")
+	eventually(t, 30*time.Second, func() error { // deleted in the API does not mean gone from the node
+		out, err := try("exec", "node1", "ip", "route", "show", other.ip4.String())
+		if err == nil && out != "" {
+			err = fmt.Errorf("there is still a route to the deleted pod: %s", out)
+		}
+		return err
+	})
 	wantNoneLost(t, pings)
 	lab(t, "exec", "node1", "sh", "-c", "rm -f /var/lib/heliograph/ipam.db.corrupt-*")
 }

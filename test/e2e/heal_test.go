@@ -20,10 +20,7 @@ func TestHeals(t *testing.T) {
 		ip -d link show hel-vxlan; bridge fdb show dev hel-vxlan; ip neigh show dev hel-vxlan nud permanent;
 		ip addr show dev lo; nft list table inet heliograph | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'`
 	read := func() (string, error) { return try("exec", "node1", "sh", "-c", state) }
-	before, err := read()
-	if err != nil {
-		t.Fatal(err)
-	}
+	before := steady(t, read)
 	for _, tt := range []struct{ name, damage string }{
 		{"a route is deleted", "ip route del $(ip route show proto 80 | grep nhid | head -1 | cut -d' ' -f1)"},
 		{"an IPv6 route is deleted", "ip -6 route del $(ip -6 route show proto 80 | grep nhid | head -1 | cut -d' ' -f1)"},
@@ -55,6 +52,28 @@ func TestHeals(t *testing.T) {
 	if err := curl(a, b.ip4.String()); err != nil {
 		t.Error(err)
 	}
+}
+
+// steady reads until nothing has changed for two seconds: pods of the test before may still be on
+// their way out, and their devices are part of the state.
+func steady(t *testing.T, read func() (string, error)) string {
+	t.Helper()
+	var last string
+	var since time.Time
+	eventually(t, time.Minute, func() error {
+		now, err := read()
+		if err != nil {
+			return err
+		}
+		if normal(now) != normal(last) {
+			last, since = now, time.Now()
+		}
+		if time.Since(since) < 2*time.Second {
+			return fmt.Errorf("the node's state still changes")
+		}
+		return nil
+	})
+	return last
 }
 
 // normal drops what differs between two equal states: handles, indices, the order of lines.
