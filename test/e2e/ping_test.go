@@ -27,13 +27,22 @@ func ping(t *testing.T, from pod, to netip.Addr, lasting time.Duration) *pinger 
 	}
 }
 
-// pingBothWays pings each way in both families.
+// pingBothWays pings each way in both families, and returns when all are answered.
 func pingBothWays(t *testing.T, a, b pod, lasting time.Duration) []*pinger {
 	t.Helper()
-	return []*pinger{
+	pingers := []*pinger{
 		ping(t, a, b.ip4, lasting), ping(t, b, a.ip4, lasting),
 		ping(t, a, b.ip6, lasting), ping(t, b, a.ip6, lasting),
 	}
+	for _, p := range pingers {
+		eventually(t, 10*time.Second, func() error {
+			if n := p.parse(t, p.run.out.String()).received; n < 50 {
+				return fmt.Errorf("ping %s: %d answers", p.name, n)
+			}
+			return nil
+		})
+	}
+	return pingers
 }
 
 var sequence = regexp.MustCompile(`bytes from .* icmp_seq=(\d+) `)
