@@ -53,7 +53,7 @@ func curl(from pod, host string) error {
 func TestNativeAcrossRacks(t *testing.T) {
 	a, b := twoPods(t)
 	wantAllNative(t)
-	dump := capture(t, fmt.Sprintf("host %s or host %s or udp port 4789", a.ip4, a.ip6))
+	dump := capture(t, "spine", fmt.Sprintf("host %s or host %s or udp port 4789", a.ip4, a.ip6))
 	for _, target := range []struct {
 		from pod
 		host string
@@ -78,10 +78,10 @@ func TestNativeAcrossRacks(t *testing.T) {
 	}
 }
 
-// capture runs tcpdump on the spine.
-func capture(t *testing.T, filter string) *background {
+// capture runs tcpdump on a host of the lab.
+func capture(t *testing.T, host, filter string) *background {
 	t.Helper()
-	d := start(t, "exec", "spine", "tcpdump", "-l", "-n", "-i", "any", filter)
+	d := start(t, "exec", host, "tcpdump", "-l", "-n", "-i", "any", filter)
 	eventually(t, 10*time.Second, func() error {
 		if !strings.Contains(d.out.String(), "listening on") {
 			return fmt.Errorf("tcpdump says %q", d.out.String())
@@ -126,7 +126,7 @@ func TestFallsBackToVXLANAndReturns(t *testing.T) {
 	wantAllNative(t)
 	t.Cleanup(func() { neighbor(t, "no ") })
 	pings := pingBothWays(t, a, b, time.Minute)
-	dump := capture(t, "udp port 4789")
+	dump := capture(t, "spine", "udp port 4789")
 	neighbor(t, "")
 	wantPaths(t, "node1", "node3", "VXLAN", 30*time.Second)
 	wantPaths(t, "node3", "node1", "VXLAN", 30*time.Second)

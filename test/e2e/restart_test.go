@@ -61,11 +61,12 @@ func agentPID(t *testing.T, node string) string {
 	return pid
 }
 
-// killAgent kills the agent of a node with SIGKILL and waits for the next one.
-func killAgent(t *testing.T, node string) {
+// killAgent kills the agent of a node with SIGKILL, runs a shell command right after, and waits for
+// the next agent.
+func killAgent(t *testing.T, node, then string) {
 	t.Helper()
 	before := agentPID(t, node)
-	lab(t, "exec", node, "kill", "-9", before)
+	lab(t, "exec", node, "sh", "-c", "kill -9 "+before+" && "+then)
 	eventually(t, time.Minute, func() error {
 		if pid := agentPID(t, node); pid == before {
 			return fmt.Errorf("the agent still has pid %s", pid)
@@ -96,7 +97,7 @@ func TestAgentKilled(t *testing.T) {
 	wantAgentsReady(t)
 	pings := pingBothWays(t, a, b, 2*time.Minute)
 	connection := iperf(t, a, b, 25)
-	killAgent(t, "node1")
+	killAgent(t, "node1", "true")
 	wantAgentsReady(t)
 	connection.wantAlive(t)
 	wantNoneLost(t, pings)
@@ -124,7 +125,7 @@ func TestWithoutAPIServer(t *testing.T) {
 	t.Cleanup(func() { lab(t, "up"); wantAgentsReady(t) })
 	away := time.Now()
 	callPlugin(t)
-	killAgent(t, "node1")
+	killAgent(t, "node1", "true")
 	eventually(t, time.Minute, func() error {
 		out, err := try("exec", "node1", "curl", "-sS", "-m", "2", "http://127.0.0.1:9810/metrics")
 		if err == nil && !strings.Contains(out, "\nheliograph_in_sync 1\n") {

@@ -31,13 +31,7 @@ func TestNATOutgoing(t *testing.T) {
 		{"192.168.10.10", "192.168.11.11", a.ip4.String()},
 		{"fd00:10::10", "fd00:11::11", a.ip6.String()},
 	} {
-		d := start(t, "exec", "control", "tcpdump", "-l", "-n", "-i", "any", "icmp or icmp6")
-		eventually(t, 10*time.Second, func() error {
-			if !strings.Contains(d.out.String(), "listening on") {
-				return fmt.Errorf("tcpdump says %q", d.out.String())
-			}
-			return nil
-		})
+		d := capture(t, "control", "icmp or icmp6")
 		lab(t, a.in("ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", tt.to)...)
 		seen := d.stop()
 		if !strings.Contains(seen, tt.node+" > "+tt.to) || strings.Contains(seen, tt.pod+" > ") {
