@@ -19,6 +19,7 @@ const (
 	WorkloadPrefix = "hel"
 	VXLANDevice    = "hel-vxlan"
 	VXLANDevice6   = "hel-vxlan6"
+	IPIPDevice     = "hel-ipip"
 	NFTTable       = "heliograph" // family inet
 )
 
@@ -26,6 +27,15 @@ const (
 // ours can never hit a route of somebody else (the kernel replaces by prefix, TOS and priority,
 // whatever the protocol).
 const RouteMetric = 80
+
+// A probe must go by one method whatever the routes for the traffic say: it carries a mark, which sends
+// it to a table with that method's routes alone. The marks are "hel" and a number; all bits count.
+const (
+	MarkNative, MarkIPIP, MarkVXLAN    = 0x68656c01, 0x68656c02, 0x68656c03
+	TableNative, TableIPIP, TableVXLAN = 80001, 80002, 80003
+	// RulePriority of the rules that do so, before the main table's 32766.
+	RulePriority = 80
+)
 
 // VXLAN is a tunnel device (RFC 7348), external learning only. The underlay is one family per
 // device: Local decides.
@@ -35,6 +45,14 @@ type VXLAN struct {
 	Port  uint16
 	Local netip.Addr // underlay source address
 	MAC   MAC
+	MTU   int
+}
+
+// IPIP is the one IPv4-in-IPv4 device (RFC 2003). It has no remote end of its own: the gateway of a route
+// is where a packet is sent to.
+type IPIP struct {
+	Name  string
+	Local netip.Addr // underlay source address
 	MTU   int
 }
 
@@ -95,6 +113,15 @@ type Route struct {
 	Nexthop NexthopID  // of RouteNexthop
 	Device  string     // of RouteDevice
 	Source  netip.Addr // preferred source of the node's own packets; may be invalid
+	MTU     int        // of the way, if smaller than the device's; 0: the device's
+}
+
+// Rule sends packets that carry a mark to a routing table of ours (ip-rule(8)).
+type Rule struct {
+	Family   uint8 // 4 or 6
+	Priority uint32
+	Mark     uint32 // all bits are compared
+	Table    uint32
 }
 
 // Sysctl is a value below /proc/sys/net, by its path there, such as "ipv4/ip_forward".
