@@ -71,7 +71,7 @@ func newDataplane(d drivers, m *metrics, h *heart) *dataplane {
 // setRemote and setLocal store; they touch no kernel.
 func (d *dataplane) setRemote(s calc.RemoteState) {
 	d.remote, d.lookFor = s, true
-	d.link.SetDesired(s.VXLANs)
+	d.link.SetDesired(s.VXLANs, nil)
 	d.address.SetOwned(s.NFT.NoNAT)
 	d.address.SetDesired(s.Addresses)
 	d.neigh.SetDesired(s.Neighbours, s.FDB)

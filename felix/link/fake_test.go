@@ -7,8 +7,6 @@ import (
 	"slices"
 	"syscall"
 	"testing"
-
-	"github.com/heliograph-dev/heliograph/felix/desired"
 )
 
 // fake is a kernel as far as Handle goes: names and VNIs are unique, a device that goes down loses its
@@ -43,21 +41,19 @@ func (f *fake) Addresses() ([]Address, error) {
 	return slices.Clone(f.addrs), f.call("Addresses")
 }
 
-func (f *fake) Add(v desired.VXLAN) error {
+func (f *fake) Add(d Device) error {
 	if err := f.call("Add"); err != nil {
 		return err
 	}
-	if _, ok := sameVNI(f.devices, v); ok {
+	if _, ok := same(f.devices, d); ok {
 		return syscall.EEXIST
 	}
-	if _, ok := find(f.devices, v.Name); ok {
+	if _, ok := find(f.devices, d.Name); ok {
 		return syscall.EEXIST
 	}
 	f.next++
-	f.devices = append(f.devices, Device{
-		Index: f.next, Name: v.Name, Kind: kindVXLAN, MTU: v.MTU, MAC: v.MAC, PeerNetns: -1,
-		Tunnel: Tunnel{VNI: v.VNI, Port: v.Port, Local: v.Local},
-	})
+	d.Index, d.Up, d.PeerNetns = f.next, false, -1
+	f.devices = append(f.devices, d)
 	return nil
 }
 
@@ -74,7 +70,7 @@ func (f *fake) Delete(index int) error {
 	return nil
 }
 
-func (f *fake) Configure(index int, v desired.VXLAN) error {
+func (f *fake) Configure(index int, v Device) error {
 	if err := f.call("Configure"); err != nil {
 		return err
 	}
@@ -121,6 +117,14 @@ func (f *fake) vxlan(name string, vni uint32) {
 		Index: f.next, Name: name, Kind: kindVXLAN, MTU: 1500, PeerNetns: -1,
 		Tunnel: Tunnel{VNI: vni, Port: 4789, Local: netip.MustParseAddr("192.0.2.1"), Unusual: "learning"},
 	})
+}
+
+func (f *fake) ipip(name, local, remote string) {
+	f.next++
+	d := Device{Index: f.next, Name: name, Kind: kindIPIP, MTU: 1480, PeerNetns: -1}
+	d.Tunnel.Local, _ = netip.ParseAddr(local)
+	d.Tunnel.Remote, _ = netip.ParseAddr(remote)
+	f.devices = append(f.devices, d)
 }
 
 func (f *fake) veth(name, peer string) {

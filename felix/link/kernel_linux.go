@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"syscall"
 
-	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -77,19 +76,28 @@ func (k *Kernel) Addresses() ([]Address, error) {
 	return out, nil
 }
 
-// Add creates a VXLAN device, down. UDP checksums stay on, as the kernel has them by default for both
-// families: receivers need them to merge segments (GRO).
-func (k *Kernel) Add(v desired.VXLAN) error {
+// Add creates a tunnel device, down.
+func (k *Kernel) Add(d Device) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = v.Name, v.MTU, hardware(v.MAC)
-	return k.nl.LinkAdd(&netlink.Vxlan{
-		LinkAttrs: attrs,
-		VxlanId:   int(v.VNI),
-		Port:      int(v.Port),
-		SrcAddr:   v.Local.AsSlice(),
-		Learning:  false,
-		UDPCSum:   true,
-	})
+	attrs.Name, attrs.MTU = d.Name, d.MTU
+	switch d.Kind {
+	case kindVXLAN:
+		// UDP checksums stay on, as the kernel has them by default for both families: receivers need
+		// them to merge segments (GRO).
+		attrs.HardwareAddr = hardware(d.MAC)
+		return k.nl.LinkAdd(&netlink.Vxlan{
+			LinkAttrs: attrs,
+			VxlanId:   int(d.Tunnel.VNI),
+			Port:      int(d.Tunnel.Port),
+			SrcAddr:   d.Tunnel.Local.AsSlice(),
+			Learning:  false,
+			UDPCSum:   true,
+		})
+	case kindIPIP:
+		// A TTL of 0 is the inner packet's, and as with VXLAN nothing is fragmented on the way.
+		return k.nl.LinkAdd(&netlink.Iptun{LinkAttrs: attrs, Local: d.Tunnel.Local.AsSlice(), PMtuDisc: 1, Proto: unix.IPPROTO_IPIP})
+	}
+	return fmt.Errorf("device of kind %q: %w", d.Kind, syscall.EINVAL)
 }
 
 // Delete deletes a device.
@@ -98,15 +106,18 @@ func (k *Kernel) Delete(index int) error {
 }
 
 // Configure sets what may be changed on a living device.
-func (k *Kernel) Configure(index int, v desired.VXLAN) error {
+func (k *Kernel) Configure(index int, d Device) error {
 	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}
-	if err := k.nl.LinkSetMTU(link, v.MTU); err != nil {
-		return fmt.Errorf("set MTU %d: %w", v.MTU, err)
+	if err := k.nl.LinkSetMTU(link, d.MTU); err != nil {
+		return fmt.Errorf("set MTU %d: %w", d.MTU, err)
 	}
-	if err := k.nl.LinkSetHardwareAddr(link, hardware(v.MAC)); err != nil {
-		return fmt.Errorf("set MAC %s: %w", hardware(v.MAC), err)
+	if d.Kind == kindVXLAN {
+		if err := k.nl.LinkSetHardwareAddr(link, hardware(d.MAC)); err != nil {
+			return fmt.Errorf("set MAC %s: %w", hardware(d.MAC), err)
+		}
 	}
-	// Before up: then the kernel makes no link-local address of its own, and sends no DAD probe.
+	// Before up: then the kernel makes no link-local address of its own, which it would of an IPIP device
+	// too (RFC 5214), and sends no DAD probe.
 	if err := k.nl.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil && !withoutIPv6(err) {
 		return fmt.Errorf("set addrgenmode none: %w", err)
 	}
@@ -157,9 +168,14 @@ func fromLink(l netlink.Link) Device {
 	if d.Kind == "device" { // the library's word for a device that has no kind
 		d.Kind = ""
 	}
-	copy(d.MAC[:], a.HardwareAddr)
-	if v, ok := l.(*netlink.Vxlan); ok {
-		d.Tunnel = fromVxlan(v)
+	if len(a.HardwareAddr) == len(d.MAC) { // of an IPIP device it is the local IPv4 address
+		copy(d.MAC[:], a.HardwareAddr)
+	}
+	switch l := l.(type) {
+	case *netlink.Vxlan:
+		d.Tunnel = fromVxlan(l)
+	case *netlink.Iptun:
+		d.Tunnel = fromIptun(l)
 	}
 	return d
 }
@@ -184,4 +200,32 @@ func fromVxlan(v *netlink.Vxlan) Tunnel {
 		t.Unusual = "a fixed underlay device"
 	}
 	return t
+}
+
+func fromIptun(i *netlink.Iptun) Tunnel {
+	t := Tunnel{Local: endOf(i.Local), Remote: endOf(i.Remote)}
+	switch {
+	case i.FlowBased:
+		t.Unusual = "external control"
+	case i.EncapType != 0:
+		t.Unusual = "an encapsulation of its own"
+	case i.ParentIndex != 0:
+		t.Unusual = "a fixed underlay device"
+	case i.PMtuDisc == 0:
+		t.Unusual = "no path MTU discovery"
+	case i.Ttl != 0 || i.Tos != 0:
+		t.Unusual = "a fixed TTL or TOS"
+	case i.Proto != unix.IPPROTO_IPIP:
+		t.Unusual = "other payloads than IPv4"
+	}
+	return t
+}
+
+// endOf is an end of an IPIP tunnel; invalid for any, which the kernel reports as 0.0.0.0 or not at all.
+func endOf(ip net.IP) netip.Addr {
+	a, ok := netip.AddrFromSlice(ip)
+	if a = a.Unmap(); !ok || a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
 }

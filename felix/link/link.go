@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package link keeps heliograph's tunnel devices equal to the desired set, and reads the host's
-// links for those who need to know them. It owns VXLAN devices whose name begins with "hel-", and
-// nothing else: a device of another kind in the way is an error that names it, and the host ends of
-// pod veths ("hel" + 11 hex digits) belong to the CNI plugin.
+// links for those who need to know them. It owns VXLAN, IPIP and WireGuard devices whose name begins
+// with "hel-", and nothing else: a device of another kind in the way is an error that names it, and
+// the host ends of pod veths ("hel" + 11 hex digits) belong to the CNI plugin. Loading the kernel's
+// ipip module puts a device tunl0 into every namespace: it is nobody's, and never touched.
 package link
 
 import (
@@ -24,27 +25,30 @@ import (
 // tunnelPrefix begins the name of every tunnel device of ours, and of no workload.
 const tunnelPrefix = desired.LinkPrefix + "-"
 
-const kindVXLAN = "vxlan"
+// Kinds of tunnel devices. WireGuard devices are not made here; one that felix/capability left behind
+// is swept.
+const kindVXLAN, kindIPIP, kindWireGuard = "vxlan", "ipip", "wireguard"
 
 // Device is a network device as the kernel reports it.
 type Device struct {
 	Index int
 	Name  string
-	Kind  string // "vxlan", "veth"; empty for hardware
+	Kind  string // "vxlan", "ipip", "veth"; empty for hardware
 	Alias string
 	Up    bool
 	MTU   int
 	MAC   desired.MAC
 	// PeerNetns is the id, in this namespace, of the one that holds the other end of a veth; -1 without.
 	PeerNetns int
-	Tunnel    Tunnel // of kind vxlan
+	Tunnel    Tunnel // of kinds vxlan and ipip
 }
 
-// Tunnel is the part of a VXLAN device that is fixed at its creation.
+// Tunnel is the part of a tunnel device that is fixed at its creation.
 type Tunnel struct {
-	VNI   uint32
-	Port  uint16
-	Local netip.Addr
+	VNI    uint32     // of kind vxlan
+	Port   uint16     // of kind vxlan
+	Local  netip.Addr // invalid: any
+	Remote netip.Addr // of kind ipip; invalid: any. Ours have none
 	// Unusual names settings that ours never have: learning, a flood group, external control ...
 	Unusual string
 }
@@ -60,10 +64,10 @@ type Handle interface {
 	Devices() ([]Device, error)
 	Addresses() ([]Address, error)
 	// Add creates the device, down.
-	Add(v desired.VXLAN) error
+	Add(d Device) error
 	Delete(index int) error
-	// Configure sets MTU, MAC and up, in this order.
-	Configure(index int, v desired.VXLAN) error
+	// Configure sets MTU, MAC and up, in this order; no MAC of kind ipip, which has none.
+	Configure(index int, d Device) error
 	// SetLinkLocal gives the device this one link-local address, at once usable, and takes others away.
 	SetLinkLocal(index int, addr netip.Addr, others []netip.Addr) error
 }
@@ -72,7 +76,7 @@ type Handle interface {
 type Tunnels struct {
 	handle  Handle
 	log     *slog.Logger
-	desired map[string]desired.VXLAN // nil until the first SetDesired: nothing is written before
+	desired map[string]Device // nil until the first SetDesired: nothing is written before
 	stale   bool
 	failed  map[string]error
 }
@@ -83,13 +87,18 @@ func New(h Handle, log *slog.Logger) *Tunnels {
 }
 
 // SetDesired replaces the set of tunnel devices. Memory only.
-func (t *Tunnels) SetDesired(vxlans []desired.VXLAN) {
-	next := make(map[string]desired.VXLAN, len(vxlans))
+func (t *Tunnels) SetDesired(vxlans []desired.VXLAN, ipips []desired.IPIP) {
+	next := make(map[string]Device, len(vxlans)+len(ipips))
 	for _, v := range vxlans {
-		next[v.Name] = v
-		t.stale = t.stale || t.desired[v.Name] != v
+		next[v.Name] = Device{
+			Name: v.Name, Kind: kindVXLAN, Up: true, MTU: v.MTU, MAC: v.MAC,
+			Tunnel: Tunnel{VNI: v.VNI, Port: v.Port, Local: v.Local},
+		}
 	}
-	t.stale = t.stale || len(next) != len(t.desired)
+	for _, i := range ipips {
+		next[i.Name] = Device{Name: i.Name, Kind: kindIPIP, Up: true, MTU: i.MTU, Tunnel: Tunnel{Local: i.Local}}
+	}
+	t.stale = t.stale || !maps.Equal(next, t.desired)
 	t.desired = next
 }
 
@@ -159,15 +168,15 @@ func (t *Tunnels) note(name string, err error) {
 }
 
 // ensure makes one device what it should be.
-func (t *Tunnels) ensure(v desired.VXLAN, devices []Device, addrs []Address) error {
-	if !strings.HasPrefix(v.Name, tunnelPrefix) {
-		return fmt.Errorf("link %s: a tunnel's name must begin with %s", v.Name, tunnelPrefix)
+func (t *Tunnels) ensure(want Device, devices []Device, addrs []Address) error {
+	if !strings.HasPrefix(want.Name, tunnelPrefix) {
+		return fmt.Errorf("link %s: a tunnel's name must begin with %s", want.Name, tunnelPrefix)
 	}
-	d, exists := find(devices, v.Name)
-	if exists && d.Kind != kindVXLAN {
-		return fmt.Errorf("link %s: a device of this name and of kind %q is in the way", v.Name, d.Kind)
+	d, exists := find(devices, want.Name)
+	if exists && !ours(d) {
+		return fmt.Errorf("link %s: a device of this name and of kind %q is in the way", want.Name, d.Kind)
 	}
-	if why := difference(v, d.Tunnel); exists && why != "" {
+	if why := difference(want, d); exists && why != "" {
 		// The kernel cannot change these on a living device. Traffic on the tunnel pauses until the
 		// drivers after this one have filled the new device.
 		if err := t.remove(d, why); err != nil {
@@ -177,46 +186,52 @@ func (t *Tunnels) ensure(v desired.VXLAN, devices []Device, addrs []Address) err
 	}
 	if !exists {
 		var err error
-		if d, err = t.create(v, devices); err != nil {
+		if d, err = t.create(want, devices); err != nil {
 			return err
 		}
 		addrs = nil
 	}
-	if d.MTU != v.MTU || d.MAC != v.MAC || !d.Up {
-		if err := t.handle.Configure(d.Index, v); err != nil {
-			return explain(fmt.Errorf("configure link %s: %w", v.Name, err), v)
+	if d.MTU != want.MTU || d.MAC != want.MAC || !d.Up {
+		if err := t.handle.Configure(d.Index, want); err != nil {
+			return explain(fmt.Errorf("configure link %s: %w", want.Name, err), want)
 		}
-		t.log.Info("tunnel device configured", "device", v.Name, "mtu", v.MTU, "mac", hardware(v.MAC).String())
+		t.log.Info("tunnel device configured", "device", want.Name, "mtu", want.MTU)
 	}
-	return t.ensureLinkLocal(d.Index, v, addrs)
+	if want.Kind != kindVXLAN {
+		return nil // carries no IPv6, and has no neighbours
+	}
+	return t.ensureLinkLocal(d.Index, want, addrs)
 }
 
 // create adds the device and returns it as the kernel made it.
-func (t *Tunnels) create(v desired.VXLAN, devices []Device) (Device, error) {
-	if err := t.handle.Add(v); err != nil {
+func (t *Tunnels) create(want Device, devices []Device) (Device, error) {
+	if err := t.handle.Add(want); err != nil {
+		if errors.Is(err, syscall.EOPNOTSUPP) {
+			return Device{}, fmt.Errorf("create link %s: this kernel has no %s devices, or may not load the module: %w", want.Name, want.Kind, err)
+		}
 		if errors.Is(err, syscall.EEXIST) {
-			if other, ok := sameVNI(devices, v); ok {
-				return Device{}, fmt.Errorf("create link %s: device %s already has VNI %d and port %d: %w", v.Name, other, v.VNI, v.Port, err)
+			if other, ok := same(devices, want); ok {
+				return Device{}, fmt.Errorf("create link %s: device %s already has %s: %w", want.Name, other, want.identity(), err)
 			}
 		}
-		return Device{}, fmt.Errorf("create link %s: %w", v.Name, err)
+		return Device{}, fmt.Errorf("create link %s: %w", want.Name, err)
 	}
 	now, err := t.handle.Devices()
 	if err != nil {
 		return Device{}, fmt.Errorf("list devices: %w", err)
 	}
-	d, ok := find(now, v.Name)
+	d, ok := find(now, want.Name)
 	if !ok {
-		return Device{}, fmt.Errorf("create link %s: gone right after it was made", v.Name)
+		return Device{}, fmt.Errorf("create link %s: gone right after it was made", want.Name)
 	}
-	t.log.Info("tunnel device created", "device", v.Name, "vni", v.VNI, "port", v.Port, "local", v.Local)
+	t.log.Info("tunnel device created", "device", want.Name, "kind", want.Kind, "is", want.identity(), "local", want.Tunnel.Local)
 	return d, nil
 }
 
 // ensureLinkLocal gives the device the address that its peers derive from its MAC: they use it as
 // the gateway of IPv6 routes. The kernel would make it too, but as its sysctls of the moment say
 // (stable-privacy, DAD), so we make it ourselves. It goes when the device goes down.
-func (t *Tunnels) ensureLinkLocal(index int, v desired.VXLAN, addrs []Address) error {
+func (t *Tunnels) ensureLinkLocal(index int, v Device, addrs []Address) error {
 	want := linkLocal(v.MAC)
 	var have bool
 	var others []netip.Addr
@@ -248,41 +263,68 @@ func (t *Tunnels) remove(d Device, why string) error {
 }
 
 // explain adds the cause that an operator can act on, where the kernel's word is too short.
-func explain(err error, v desired.VXLAN) error {
+func explain(err error, want Device) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("UDP port %d is held by another socket or by a VXLAN device with other flags: %w", v.Port, err)
+		return fmt.Errorf("UDP port %d is held by another socket or by a VXLAN device with other flags: %w", want.Tunnel.Port, err)
 	}
 	return err
 }
 
-// ours says whether a device is one that this driver made, in this process or an earlier one.
+// ours says whether a device is one that this driver made, in this process or an earlier one, or that
+// felix/capability did.
 func ours(d Device) bool {
-	return d.Kind == kindVXLAN && strings.HasPrefix(d.Name, tunnelPrefix)
+	switch d.Kind {
+	case kindVXLAN, kindIPIP, kindWireGuard:
+		return strings.HasPrefix(d.Name, tunnelPrefix)
+	}
+	return false
 }
 
 // difference names what of the device cannot be changed and is wrong; empty if nothing is.
-func difference(v desired.VXLAN, have Tunnel) string {
+func difference(want, have Device) string {
+	w, h := want.Tunnel, have.Tunnel
 	switch {
-	case have.VNI != v.VNI:
-		return fmt.Sprintf("VNI is %d, not %d", have.VNI, v.VNI)
-	case have.Port != v.Port:
-		return fmt.Sprintf("port is %d, not %d", have.Port, v.Port)
-	case have.Local != v.Local:
-		return fmt.Sprintf("local address is %s, not %s", have.Local, v.Local)
-	case have.Unusual != "":
-		return "has " + have.Unusual
+	case have.Kind != want.Kind:
+		return fmt.Sprintf("kind is %s, not %s", have.Kind, want.Kind)
+	case h.VNI != w.VNI:
+		return fmt.Sprintf("VNI is %d, not %d", h.VNI, w.VNI)
+	case h.Port != w.Port:
+		return fmt.Sprintf("port is %d, not %d", h.Port, w.Port)
+	case h.Local != w.Local:
+		return fmt.Sprintf("local address is %s, not %s", h.Local, w.Local)
+	case h.Remote != w.Remote:
+		return fmt.Sprintf("has the remote end %s", h.Remote)
+	case h.Unusual != "":
+		return "has " + h.Unusual
 	}
 	return ""
 }
 
-// sameVNI finds the device that makes the kernel refuse a VXLAN device. The families do not clash.
-func sameVNI(devices []Device, v desired.VXLAN) (string, bool) {
-	for _, d := range devices {
-		if d.Kind == kindVXLAN && d.Name != v.Name && d.Tunnel.VNI == v.VNI && d.Tunnel.Port == v.Port && d.Tunnel.Local.Is6() == v.Local.Is6() {
-			return d.Name, true
-		}
+// identity is what the kernel tells tunnel devices of a kind apart by.
+func (d Device) identity() string {
+	if d.Kind == kindIPIP {
+		return fmt.Sprintf("local address %s and any remote end", d.Tunnel.Local)
 	}
-	return "", false
+	return fmt.Sprintf("VNI %d and port %d", d.Tunnel.VNI, d.Tunnel.Port)
+}
+
+// same finds the device that makes the kernel refuse a tunnel. The families do not clash.
+func same(devices []Device, want Device) (string, bool) {
+	w := want.Tunnel
+	i := slices.IndexFunc(devices, func(d Device) bool {
+		h := d.Tunnel
+		switch {
+		case d.Kind != want.Kind || d.Name == want.Name:
+			return false
+		case d.Kind == kindIPIP:
+			return h.Local == w.Local && h.Remote == w.Remote
+		}
+		return h.VNI == w.VNI && h.Port == w.Port && h.Local.Is6() == w.Local.Is6()
+	})
+	if i < 0 {
+		return "", false
+	}
+	return devices[i].Name, true
 }
 
 func find(devices []Device, name string) (Device, bool) {

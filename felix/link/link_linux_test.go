@@ -37,6 +37,9 @@ func (r real) ip(args ...string) {
 func (r real) vxlan(name string, vni uint32) {
 	r.ip("link", "add", name, "type", "vxlan", "id", strconv.Itoa(int(vni)), "dstport", "4789", "local", "192.0.2.1", "learning")
 }
+func (r real) ipip(name, local, remote string) {
+	r.ip("link", "add", name, "type", "ipip", "local", local, "remote", remote)
+}
 func (r real) veth(name, peer string) {
 	r.ip("link", "add", name, "type", "veth", "peer", "name", peer)
 }
@@ -49,6 +52,18 @@ func TestKernel(t *testing.T) {
 	for _, c := range cases {
 		t.Run(strings.ReplaceAll(c.name, " ", "_"), func(t *testing.T) {
 			nettest.Run(t, func(t *testing.T) {
+				r := newReal(t)
+				c.run(t, r, New(r, slog.New(slog.DiscardHandler)))
+			})
+		})
+	}
+}
+
+func TestKernelIPIP(t *testing.T) {
+	for _, c := range ipipCases {
+		t.Run(strings.NewReplacer(" ", "_", ",", "").Replace(c.name), func(t *testing.T) {
+			nettest.Run(t, func(t *testing.T) {
+				nettest.NeedLink(t, "ipip")
 				r := newReal(t)
 				c.run(t, r, New(r, slog.New(slog.DiscardHandler)))
 			})
@@ -90,12 +105,13 @@ func TestKernelWithoutIPv6(t *testing.T) {
 		r := newReal(t)
 		nettest.Cmd(t, "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/default/disable_ipv6; echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6")
 		d := New(r, slog.New(slog.DiscardHandler))
-		d.SetDesired([]desired.VXLAN{v4})
+		d.SetDesired([]desired.VXLAN{v4}, nil)
 		if err := d.Apply(context.Background()); err != nil {
 			t.Fatal(err)
 		}
-		if devices, _ := r.Devices(); len(devices) != 2 || !devices[1].Up {
-			t.Errorf("devices = %v", devices)
+		devices, err := r.Devices()
+		if d, ok := find(devices, v4.Name); !ok || !d.Up {
+			t.Errorf("devices = %v, %v", devices, err)
 		}
 	})
 }

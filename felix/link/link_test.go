@@ -21,6 +21,8 @@ var (
 		Name: desired.VXLANDevice, VNI: 4096, Port: 4789, Local: netip.MustParseAddr("192.0.2.1"),
 		MAC: desired.MAC{0x66, 0xa0, 1, 2, 3, 4}, MTU: 1450,
 	}
+	ipip = desired.IPIP{Name: desired.IPIPDevice, Local: netip.MustParseAddr("192.0.2.1"), MTU: 1480}
+
 	v6 = desired.VXLAN{
 		Name: desired.VXLANDevice6, VNI: 4096, Port: 4789, Local: netip.MustParseAddr("2001:db8::1"),
 		MAC: desired.MAC{0x66, 0xa0, 1, 2, 3, 5}, MTU: 1430,
@@ -31,6 +33,7 @@ var (
 type world interface {
 	Handle
 	vxlan(name string, vni uint32)
+	ipip(name, local, remote string) // "any" for none
 	veth(name, peer string)
 	address(device, prefix string)
 	down(name string)
@@ -165,6 +168,111 @@ var cases = []struct {
 	}},
 }
 
+// ipipCases run on the fake, and on a kernel that has ipip.
+var ipipCases = []struct {
+	name string
+	run  func(t *testing.T, w world, d *Tunnels)
+}{
+	{"makes the IPIP device beside the others", func(t *testing.T, w world, d *Tunnels) {
+		applyAll(t, d, []desired.VXLAN{v4, v6}, ipip)
+		wantAll(t, w, []desired.VXLAN{v4, v6}, ipip)
+	}},
+	{"adopts it, and changes its MTU in place", func(t *testing.T, w world, d *Tunnels) {
+		applyAll(t, d, nil, ipip)
+		before := index(t, w, ipip.Name)
+		changed := ipip
+		changed.MTU = 1400
+		applyAll(t, New(w, slog.New(slog.DiscardHandler)), nil, changed)
+		wantAll(t, w, nil, changed)
+		if after := index(t, w, ipip.Name); after != before {
+			t.Errorf("index = %d, was %d: the device was made anew", after, before)
+		}
+	}},
+	{"makes it anew with another local address", func(t *testing.T, w world, d *Tunnels) {
+		applyAll(t, d, nil, ipip)
+		changed := ipip
+		changed.Local = netip.MustParseAddr("192.0.2.2")
+		applyAll(t, d, nil, changed)
+		wantAll(t, w, nil, changed)
+	}},
+	{"heals one with a remote end, down, wrong MTU and deletion", func(t *testing.T, w world, d *Tunnels) {
+		w.ipip(ipip.Name, "192.0.2.1", "192.0.2.7")
+		applyAll(t, d, nil, ipip)
+		wantAll(t, w, nil, ipip)
+		for _, harm := range []func(){
+			func() { w.down(ipip.Name) },
+			func() { w.mtu(ipip.Name, 1300) },
+			func() { w.remove(ipip.Name) },
+		} {
+			harm()
+			d.QueueResync()
+			applyAll(t, d, nil, ipip)
+			wantAll(t, w, nil, ipip)
+		}
+	}},
+	{"sweeps orphans, and leaves tunl0 and other tunnels alone", func(t *testing.T, w world, d *Tunnels) {
+		w.ipip("hel-old", "192.0.2.1", "any")
+		w.ipip("theirs", "192.0.2.1", "198.51.100.7")
+		w.ipip("hel-cap-1f2e", "192.0.2.8", "192.0.2.9")
+		apply(t, d)
+		want(t, w)
+		devices, err := w.Devices()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"tunl0", "theirs"} {
+			if _, ok := find(devices, name); !ok {
+				t.Errorf("%s is gone", name)
+			}
+		}
+		others, err := d.IPIPOthers()
+		if err != nil || len(others) != 1 || others[0].String() != "198.51.100.7" {
+			t.Errorf("IPIPOthers() = %v, %v; want the remote end of theirs", others, err)
+		}
+	}},
+	{"names a device of another kind in the way", func(t *testing.T, w world, d *Tunnels) {
+		w.veth(ipip.Name, "peer0")
+		d.SetDesired(nil, []desired.IPIP{ipip})
+		if err := d.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), `hel-ipip: a device of this name and of kind "veth" is in the way`) {
+			t.Errorf("Apply = %v", err)
+		}
+		w.remove(ipip.Name)
+		w.vxlan(ipip.Name, 5) // ours, of an odd version
+		applyAll(t, d, nil, ipip)
+		wantAll(t, w, nil, ipip)
+	}},
+	{"names the tunnel that has our ends", func(t *testing.T, w world, d *Tunnels) {
+		w.ipip("theirs", "192.0.2.1", "any")
+		d.SetDesired(nil, []desired.IPIP{ipip})
+		if err := d.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "device theirs already has local address 192.0.2.1 and any remote end") {
+			t.Errorf("Apply = %v", err)
+		}
+		w.remove("theirs")
+		applyAll(t, d, nil, ipip)
+		wantAll(t, w, nil, ipip)
+	}},
+}
+
+func TestFakeIPIP(t *testing.T) {
+	for _, c := range ipipCases {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFake(t)
+			f.ipip("tunl0", "any", "any")
+			c.run(t, f, New(f, slog.New(slog.DiscardHandler)))
+		})
+	}
+}
+
+func TestKernelWithoutIPIP(t *testing.T) {
+	f := newFake(t)
+	f.fail["Add"] = []error{syscall.EOPNOTSUPP}
+	d := New(f, slog.New(slog.DiscardHandler))
+	d.SetDesired(nil, []desired.IPIP{ipip})
+	if err := d.Apply(t.Context()); !errors.Is(err, syscall.EOPNOTSUPP) || !strings.Contains(err.Error(), "this kernel has no ipip devices") {
+		t.Errorf("Apply = %v", err)
+	}
+}
+
 func TestFake(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -186,7 +294,7 @@ func TestFaults(t *testing.T) {
 			f := newFake(t)
 			f.fail[method] = errs
 			d := New(f, slog.New(slog.DiscardHandler))
-			d.SetDesired([]desired.VXLAN{v4})
+			d.SetDesired([]desired.VXLAN{v4}, nil)
 			for _, err := range errs {
 				if got := d.Apply(context.Background()); !errors.Is(got, err) {
 					t.Errorf("Apply = %v, want %v", got, err)
@@ -242,18 +350,23 @@ func TestIsWorkload(t *testing.T) {
 
 func apply(t *testing.T, d *Tunnels, vxlans ...desired.VXLAN) {
 	t.Helper()
-	d.SetDesired(vxlans)
+	applyAll(t, d, vxlans)
+}
+
+func applyAll(t *testing.T, d *Tunnels, vxlans []desired.VXLAN, ipips ...desired.IPIP) {
+	t.Helper()
+	d.SetDesired(vxlans, ipips)
 	if err := d.Apply(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if done(d) != len(vxlans) {
+	if done(d) != len(vxlans)+len(ipips) {
 		t.Fatalf("Status = %v", d.Status())
 	}
 }
 
 func fails(t *testing.T, d *Tunnels, why string, vxlans ...desired.VXLAN) {
 	t.Helper()
-	d.SetDesired(vxlans)
+	d.SetDesired(vxlans, nil)
 	if err := d.Apply(context.Background()); err == nil || !strings.Contains(err.Error(), why) {
 		t.Fatalf("Apply = %v, want %q", err, why)
 	}
@@ -275,6 +388,11 @@ func done(d *Tunnels) int {
 // want checks that the kernel holds these tunnel devices of ours, ready for use, and no others.
 func want(t *testing.T, w world, vxlans ...desired.VXLAN) {
 	t.Helper()
+	wantAll(t, w, vxlans)
+}
+
+func wantAll(t *testing.T, w world, vxlans []desired.VXLAN, ipips ...desired.IPIP) {
+	t.Helper()
 	devices, err := w.Devices()
 	if err != nil {
 		t.Fatal(err)
@@ -295,6 +413,11 @@ func want(t *testing.T, w world, vxlans ...desired.VXLAN) {
 		expect[v.Name] = []any{
 			Device{Name: v.Name, Kind: kindVXLAN, Up: true, MTU: v.MTU, MAC: v.MAC, PeerNetns: -1, Tunnel: Tunnel{VNI: v.VNI, Port: v.Port, Local: v.Local}},
 			[]netip.Prefix{netip.PrefixFrom(linkLocal(v.MAC), 64)},
+		}
+	}
+	for _, i := range ipips {
+		expect[i.Name] = []any{
+			Device{Name: i.Name, Kind: kindIPIP, Up: true, MTU: i.MTU, PeerNetns: -1, Tunnel: Tunnel{Local: i.Local}}, []netip.Prefix(nil),
 		}
 	}
 	if diff := cmp.Diff(expect, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"syscall"
 
 	"github.com/heliograph-dev/heliograph/felix/desired"
@@ -37,6 +38,23 @@ func (t *Tunnels) Uplink(addr netip.Addr) (device string, mtu int, subnet netip.
 		return "", 0, netip.Prefix{}, fmt.Errorf("find uplink of %s: %w", addr, ErrNoUplink)
 	}
 	return device, mtu, subnet, nil
+}
+
+// IPIPOthers reads the remote ends of the IPIP tunnels on this host that are not ours: their packets
+// have our local address as their destination too. Tunnels without a remote end have none to tell.
+func (t *Tunnels) IPIPOthers() ([]netip.Addr, error) {
+	devices, err := t.handle.Devices()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	var out []netip.Addr
+	for _, d := range devices {
+		if d.Kind == kindIPIP && !ours(d) && d.Tunnel.Remote.IsValid() {
+			out = append(out, d.Tunnel.Remote)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out), nil
 }
 
 // ListWorkloads reads the host ends of pod veths.

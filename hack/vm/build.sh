@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/heliograph-vm
 
 # What the tests need of the host. Run as root, what is missing is installed.
-PACKAGES='qemu-system-x86 busybox-static kmod util-linux iproute2 nftables iputils-ping conntrack'
+PACKAGES='qemu-system-x86 busybox-static kmod util-linux iproute2 nftables iputils-ping conntrack tcpdump bird2 iperf3'
 # What the host kernel of a test machine may lack, and what the drivers use.
 MODULES='
 	veth bridge dummy vxlan geneve ipip sit ip_gre ip6_gre ip6_tunnel fou fou6 wireguard vrf
@@ -26,7 +26,8 @@ MODULES='
 # Loaded at boot. The rest is loaded by the kernel on demand, except in places where a process in a
 # user namespace may not ask for it.
 EARLY='veth bridge vxlan dummy nf_tables nft_ct nft_masq nft_chain_nat nf_conntrack_netlink'
-TOOLS='ip bridge tc ss nft ping conntrack nsenter unshare sysctl'
+# bird stands for a top-of-rack switch where whole agents are tested.
+TOOLS='ip bridge tc ss nft ping conntrack nsenter unshare sysctl tcpdump bird birdc iperf3'
 
 missing=''
 for p in $PACKAGES; do

@@ -22,6 +22,8 @@ const (
 	insideEnv = "HELIOGRAPH_NETTEST"
 	// noSkipEnv turns every skip into a failure: make test sets it.
 	noSkipEnv = "HELIOGRAPH_NO_SKIP"
+	// vmEnv says that this is the kernel of hack/vm, which sets it.
+	vmEnv = "HELIOGRAPH_VM"
 )
 
 // Run executes f in namespaces of its own, by executing the test binary again for this one test.
@@ -84,6 +86,25 @@ func Skip(t *testing.T, why string) {
 		t.Fatal("must not skip under " + noSkipEnv + "=1: " + why)
 	}
 	t.Skip(why)
+}
+
+// NeedLink skips a test where the kernel has no network devices of a kind: ipip, wireguard. Such a test
+// runs on the kernel of hack/vm, which has them all. There alone a missing kind fails under make test;
+// that each package with such a test is among those that make test-vm runs, this package's own test
+// checks. It is called inside of Run.
+func NeedLink(t *testing.T, kind string) {
+	t.Helper()
+	args := map[string][]string{"ipip": {"local", "192.0.2.253", "remote", "192.0.2.254"}}[kind]
+	out, err := exec.Command("ip", append([]string{"link", "add", "need0", "type", kind}, args...)...).CombinedOutput()
+	if err == nil {
+		Cmd(t, "ip", "link", "del", "need0")
+		return
+	}
+	why := "this kernel makes no device of kind " + kind + ": " + strings.TrimSpace(string(out))
+	if os.Getenv(vmEnv) == "1" {
+		Skip(t, why)
+	}
+	t.Skip(why + "; make test-vm runs this test on one that does")
 }
 
 // Cmd runs a command that must succeed and returns what it printed.
