@@ -4,6 +4,7 @@ package felix
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/nexthop"
 	"github.com/heliograph-dev/heliograph/felix/nft"
 	"github.com/heliograph-dev/heliograph/felix/route"
+	"github.com/heliograph-dev/heliograph/felix/rule"
 	"github.com/heliograph-dev/heliograph/felix/sysctl"
 )
 
@@ -27,12 +29,17 @@ type drivers struct {
 	neigh   *neigh.Table
 	nexthop *nexthop.Table
 	route   *route.Table
+	rule    *rule.Table
+	probes  []*route.Table // of the tables that probes go by, in the order of probeTables
 	nft     *nft.Table
 	rules   *nft.Kernel
 	sysctl  *sysctl.Table
 
 	nftPokes chan struct{}
 }
+
+// probeTables are the routing tables of ours beside the main one.
+var probeTables = [...]uint32{desired.TableNative, desired.TableIPIP, desired.TableVXLAN}
 
 // openDrivers opens the sockets. Nothing is written before the first Apply.
 func openDrivers(opts Options, log *slog.Logger) (drivers, error) {
@@ -56,7 +63,15 @@ func openDrivers(opts Options, log *slog.Logger) (drivers, error) {
 	d.address = address.New(addresses, log)
 	d.neigh = neigh.New(neighbours, []string{desired.VXLANDevice, desired.VXLANDevice6}, log)
 	d.nexthop = nexthop.New(nexthop.NewKernel(d.conn), log)
-	d.route = route.New(route.NewKernel(d.conn), log)
+	d.route = route.New(route.NewKernel(d.conn, 0), log)
+	for _, table := range probeTables {
+		d.probes = append(d.probes, route.New(route.NewKernel(d.conn, table), log))
+	}
+	marks, err := rule.Open()
+	if err != nil {
+		return d, fmt.Errorf("open netlink socket: %w", err)
+	}
+	d.rule = rule.New(marks, log)
 	d.sysctl = sysctl.New(sysctl.Dir(opts.SysctlRoot), log)
 	if d.rules, err = nft.Open(); err != nil {
 		return d, fmt.Errorf("open nftables: %w", err)
@@ -79,6 +94,19 @@ func (d drivers) adopt(ctx context.Context) (adoption, error) {
 		return adoption{}, fmt.Errorf("read our nexthop objects: %w", err)
 	}
 	return adopt(routes, nexthops), nil
+}
+
+// clearProbes deletes our rules, and then the routes of the tables that they lead to.
+func (d drivers) clearProbes(ctx context.Context) error {
+	d.rule.SetDesired(nil)
+	d.rule.QueueResync()
+	errs := []error{d.rule.Apply(ctx)}
+	for _, t := range d.probes {
+		t.SetDesired(nil)
+		t.QueueResync()
+		errs = append(errs, t.Apply(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 // monitorNFT pokes when somebody else changes our nft table.

@@ -17,8 +17,8 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/link"
 )
 
-// uninstall takes everything of heliograph's away from the node: devices, routes, nexthop objects,
-// addresses, our nft table, the plugin and our files. Pods lose their network, which is what
+// uninstall takes everything of heliograph's away from the node: devices, rules, routes of all our
+// tables, nexthop objects, addresses, our nft table, the plugin and our files. Pods lose their network, which is what
 // whoever deletes heliograph asks for. It goes on after failures and joins them. Sysctls stay: who
 // else needs forwarding by now is not known.
 func (a *Agent) uninstall(ctx context.Context) error {
@@ -42,7 +42,8 @@ func (a *Agent) uninstall(ctx context.Context) error {
 // stays behind, nobody will ever take away.
 func (a *Agent) clearKernel(ctx context.Context) error {
 	for wait := firstRetry; ; wait *= 2 {
-		errs := []error{a.deletePodDevices()}
+		// Before the nexthop objects that these routes refer to.
+		errs := []error{a.deletePodDevices(), a.drivers.clearProbes(ctx)}
 		// Kernels that do not remember who made an address tell ours by the pools.
 		a.loop.dataplane.setRemote(calc.RemoteState{NFT: desired.NFT{NoNAT: a.loop.state.NFT.NoNAT}})
 		a.loop.dataplane.setLocal(calc.LocalState{})

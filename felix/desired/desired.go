@@ -106,7 +106,8 @@ const (
 	RouteBlackhole                      // drops silently, so that holes of a block do not loop
 )
 
-// Route is a route in the main table with our protocol and metric. Prefix is its identity.
+// Route is a route with our protocol and metric, in the main table or in one that probes go by. Prefix is
+// its identity.
 type Route struct {
 	Prefix  netip.Prefix
 	Type    RouteType

@@ -21,13 +21,14 @@ const (
 	Neighbour                  // neighbour and FDB entries on devices of ours
 	Nexthop                    // nexthop objects of ours
 	Uplink                     // devices and addresses that are not ours: the node's own
+	Rule                       // routing policy rules of ours
 	All       Kind = 1<<iota - 1
 )
 
 // String lists the kinds.
 func (k Kind) String() string {
 	var names []string
-	for i, n := range []string{"link", "address", "route", "neighbour", "nexthop", "uplink"} {
+	for i, n := range []string{"link", "address", "route", "neighbour", "nexthop", "uplink", "rule"} {
 		if k&(1<<i) != 0 {
 			names = append(names, n)
 		}
@@ -41,11 +42,13 @@ const (
 	rtmNewAddr, rtmDelAddr       = 20, 21
 	rtmNewRoute, rtmDelRoute     = 24, 25
 	rtmNewNeigh, rtmDelNeigh     = 28, 29
+	rtmNewRule, rtmDelRule       = 32, 33
 	rtmNewNexthop, rtmDelNexthop = 104, 105
 
 	iflaAddress, iflaName, iflaMTU = 1, 3, 4
 	ifaProto                       = 11
-	rtaDst, rtaOIF                 = 1, 4
+	rtaDst, rtaOIF, rtaTable       = 1, 4, 15
+	fraTable, fraProtocol          = 15, 21
 	nhaID                          = 1
 
 	flagsUp      = 0x1 | 0x40 | 0x10000 // IFF_UP, IFF_RUNNING, IFF_LOWER_UP
@@ -86,6 +89,8 @@ func (e *events) kind(m Message) Kind {
 		return e.neighbour(m, own)
 	case rtmNewNexthop, rtmDelNexthop:
 		return e.nexthop(m, own)
+	case rtmNewRule, rtmDelRule:
+		return e.rule(m, own)
 	}
 	return 0
 }
@@ -164,14 +169,15 @@ func (e *events) address(m Message, own bool) Kind {
 	return kind
 }
 
-// route reads an rtmsg. The kernel's own routes on our devices (fe80::/64, multicast) come and go with
+// route reads an rtmsg. In the main table others' routes concern us if they are in the way of ours; in
+// tables of ours all do. The kernel's own routes on our devices (fe80::/64, multicast) come and go with
 // every pod and are nobody's concern.
 func (e *events) route(m Message, own bool) Kind {
 	if own || len(m.Body) < 12 || binary.NativeEndian.Uint32(m.Body[8:])&flagCloned != 0 {
 		return 0
 	}
-	switch table, protocol := m.Body[4], m.Body[5]; {
-	case protocol == desired.Protocol:
+	switch table, protocol := tableOf(m), m.Body[5]; {
+	case protocol == desired.Protocol || isOurTable(table):
 		return Route
 	case table != tableMain || protocol == protoKernel:
 		return 0
@@ -224,6 +230,34 @@ func (e *events) nexthop(m Message, own bool) Kind {
 		return Nexthop | Route
 	}
 	return 0
+}
+
+// rule reads a fib_rule_hdr. Others' rules are none of our business, unless they lead to our tables.
+func (e *events) rule(m Message, own bool) Kind {
+	if own || len(m.Body) < 12 {
+		return 0
+	}
+	for typ, v := range Attributes(m.Body[12:]) {
+		switch {
+		case typ == fraProtocol && len(v) == 1 && v[0] == desired.Protocol, typ == fraTable && isOurTable(Uint32(v)):
+			return Rule
+		}
+	}
+	return 0
+}
+
+// tableOf reads the routing table of an rtmsg: numbers beyond a byte are in an attribute.
+func tableOf(m Message) uint32 {
+	for typ, v := range Attributes(m.Body[12:]) {
+		if typ == rtaTable {
+			return Uint32(v)
+		}
+	}
+	return uint32(m.Body[4])
+}
+
+func isOurTable(table uint32) bool {
+	return table == desired.TableNative || table == desired.TableIPIP || table == desired.TableVXLAN
 }
 
 func isOurs(device string) bool { return strings.HasPrefix(device, desired.LinkPrefix) }

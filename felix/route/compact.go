@@ -4,6 +4,7 @@ package route
 
 import (
 	"encoding/binary"
+	"math"
 	"net/netip"
 	"unique"
 
@@ -24,6 +25,7 @@ const v6 = 1 << 8
 // target is what a route is beside its prefix. The handles are zero for what it lacks.
 type target struct {
 	typ     desired.RouteType
+	mtu     uint16 // in what would be padding
 	nexthop desired.NexthopID
 	device  unique.Handle[string]
 	source  unique.Handle[netip.Addr]
@@ -36,7 +38,7 @@ type packer struct {
 }
 
 func (c *packer) pack(r desired.Route) (key, target) {
-	v := target{typ: r.Type, nexthop: r.Nexthop}
+	v := target{typ: r.Type, mtu: packMTU(r.MTU), nexthop: r.Nexthop}
 	if r.Device != "" {
 		v.device = unique.Make(r.Device)
 	}
@@ -48,6 +50,10 @@ func (c *packer) pack(r desired.Route) (key, target) {
 	}
 	return packPrefix(r.Prefix), v
 }
+
+// packMTU keeps to what the kernel would make of the number: more it would cut, and we would see a
+// difference for ever.
+func packMTU(mtu int) uint16 { return uint16(min(max(mtu, 0), math.MaxUint16-15)) }
 
 func packPrefix(p netip.Prefix) key {
 	p = p.Masked()
@@ -75,7 +81,7 @@ func (k key) prefix() netip.Prefix {
 }
 
 func unpack(k key, v target) desired.Route {
-	r := desired.Route{Prefix: k.prefix(), Type: v.typ, Nexthop: v.nexthop}
+	r := desired.Route{Prefix: k.prefix(), Type: v.typ, Nexthop: v.nexthop, MTU: int(v.mtu)}
 	if v.device != (unique.Handle[string]{}) {
 		r.Device = v.device.Value()
 	}

@@ -40,6 +40,8 @@ func newFake() *fake {
 	}
 }
 
+func (f *fake) Table() uint32 { return 254 }
+
 func (f *fake) ListRoutes(context.Context) (iter.Seq[route.Entry], error) {
 	if f.failList != nil && !errors.Is(f.failList, kernel.ErrInterrupted) {
 		return nil, f.failList
@@ -118,6 +120,13 @@ func each[T any](f *fake, args []T, do func(T) error) []error {
 func (f *fake) foreign(_ *testing.T, prefix string, metric uint32, protocol uint8) {
 	p := netip.MustParsePrefix(prefix)
 	f.routes[route.Key{Prefix: p, Metric: metric}] = route.Entry{Route: dev(prefix, "va"), Protocol: protocol, Metric: metric}
+}
+
+func (f *fake) mtu(_ *testing.T, prefix string, mtu int) {
+	k := route.Key{Prefix: netip.MustParsePrefix(prefix), Metric: desired.RouteMetric}
+	e := f.routes[k]
+	e.Route.MTU = mtu
+	f.routes[k] = e
 }
 
 func (f *fake) remove(_ *testing.T, prefix string, metric uint32) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -20,27 +21,36 @@ const (
 	rtmsgLen     = 12 // struct rtmsg
 	loopback     = 1  // index of lo in every namespace
 	rtaNexthopID = 30 // RTA_NH_ID
+	rtaxMTU      = 2  // RTAX_MTU
 )
 
-// Kernel is the Handle to the kernel.
+// Kernel is the Handle to one routing table of the kernel.
 type Kernel struct {
 	conn  *kernel.Conn
+	table uint32
 	batch kernel.Batch
 }
 
 var _ Handle = (*Kernel)(nil)
 
-// NewKernel returns a handle that works through conn.
-func NewKernel(conn *kernel.Conn) *Kernel { return &Kernel{conn: conn} }
+// NewKernel returns a handle that works through conn on the table of that number; 0 is the main table.
+func NewKernel(conn *kernel.Conn, table uint32) *Kernel {
+	if table == 0 {
+		table = mainTable
+	}
+	return &Kernel{conn: conn, table: table}
+}
 
-// ListRoutes reads the main table of both families.
+// Table tells the number of the table.
+func (k *Kernel) Table() uint32 { return k.table }
+
+// ListRoutes reads the table of both families.
 func (k *Kernel) ListRoutes(ctx context.Context) (iter.Seq[Entry], error) {
 	var dump []byte
 	var interrupted error
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		k.batch.Reset()
-		k.batch.Begin(unix.RTM_GETROUTE, 0)
-		k.batch.Raw(family, 0, 0, 0, unix.RT_TABLE_MAIN, 0, 0, 0, 0, 0, 0, 0)
+		k.begin(unix.RTM_GETROUTE, 0, family, 0, 0, 0, 0)
 		var err error
 		dump, err = k.conn.Dump(ctx, &k.batch, dump)
 		switch {
@@ -137,18 +147,39 @@ func (k *Kernel) add(r desired.Route, flags uint16) error {
 	if r.Source.IsValid() {
 		k.batch.AttrAddr(unix.RTA_PREFSRC, r.Source)
 	}
+	// Linux takes an IPv4 route to a nexthop object that says nothing of metrics for the same as one
+	// that has some, and lets the two share them (fib_find_info_nh): hence an explicit 0.
+	if mtu := packMTU(r.MTU); mtu != 0 || r.Type == desired.RouteNexthop && r.Prefix.Addr().Is4() {
+		var metric [8]byte // an attribute of four bytes in the attribute
+		binary.NativeEndian.PutUint16(metric[0:], 8)
+		binary.NativeEndian.PutUint16(metric[2:], rtaxMTU)
+		binary.NativeEndian.PutUint32(metric[4:], uint32(mtu))
+		k.batch.Attr(unix.RTA_METRICS, metric[:])
+	}
 	return nil
 }
 
-// header begins a message about a route of ours in the main table.
+// header begins a message about a route of ours.
 func (k *Kernel) header(typ, flags uint16, p netip.Prefix, scope, rtype byte) {
 	family := byte(unix.AF_INET)
 	if p.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	k.batch.Begin(typ, flags)
-	k.batch.Raw(family, byte(p.Bits()), 0, 0, unix.RT_TABLE_MAIN, desired.Protocol, scope, rtype, 0, 0, 0, 0)
+	k.begin(typ, flags, family, byte(p.Bits()), desired.Protocol, scope, rtype)
 	k.batch.AttrAddr(unix.RTA_DST, p.Addr())
+}
+
+// begin begins a message about the table. A number beyond a byte goes into an attribute.
+func (k *Kernel) begin(typ, flags uint16, family, bits, protocol, scope, rtype byte) {
+	table := byte(unix.RT_TABLE_UNSPEC)
+	if k.table <= math.MaxUint8 {
+		table = byte(k.table)
+	}
+	k.batch.Begin(typ, flags)
+	k.batch.Raw(family, bits, 0, 0, table, protocol, scope, rtype, 0, 0, 0, 0)
+	if k.table > math.MaxUint8 {
+		k.batch.AttrUint32(unix.RTA_TABLE, k.table)
+	}
 }
 
 // parser reads routes of a dump; names remembers the devices met.
@@ -166,7 +197,7 @@ func (p *parser) parse(body []byte) (Entry, bool) {
 	e := Entry{Protocol: body[5]}
 	var dst netip.Addr
 	var oif, nexthop uint32
-	strange := false
+	strange, odd := false, false
 	for typ, v := range kernel.Attributes(body[rtmsgLen:]) {
 		switch typ {
 		case unix.RTA_DST:
@@ -179,8 +210,10 @@ func (p *parser) parse(body []byte) (Entry, bool) {
 			oif = kernel.Uint32(v)
 		case unix.RTA_PREFSRC:
 			e.Route.Source = kernel.Addr(v)
-		case unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH, unix.RTA_METRICS, unix.RTA_ENCAP:
+		case unix.RTA_GATEWAY, unix.RTA_VIA, unix.RTA_MULTIPATH, unix.RTA_ENCAP:
 			strange = true
+		case unix.RTA_METRICS:
+			e.Route.MTU, odd = parseMetrics(v)
 		}
 	}
 	switch {
@@ -191,10 +224,25 @@ func (p *parser) parse(body []byte) (Entry, bool) {
 		dst = netip.IPv6Unspecified()
 	}
 	e.Route.Prefix = netip.PrefixFrom(dst, int(body[1]))
-	if e.Protocol == desired.Protocol {
+	switch {
+	case e.Protocol != desired.Protocol:
+		e.Route = desired.Route{Prefix: e.Route.Prefix}
+	case !odd:
 		p.target(&e.Route, body[7], nexthop, oif, strange)
 	}
 	return e, e.Route.Prefix.IsValid()
+}
+
+// parseMetrics reads the MTU; odd if there are metrics that we never set.
+func parseMetrics(b []byte) (mtu int, odd bool) {
+	for typ, v := range kernel.Attributes(b) {
+		if typ == rtaxMTU {
+			mtu = int(kernel.Uint32(v))
+		} else {
+			odd = true
+		}
+	}
+	return mtu, odd
 }
 
 // target tells the type of one of our routes; one that we would not make so keeps type 0.

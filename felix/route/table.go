@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package route keeps heliograph's routes of the main table equal to the desired set, IPv4 and IPv6
-// alike. Ours are those with protocol 80; it never changes another's.
+// Package route keeps heliograph's routes of one routing table equal to the desired set, IPv4 and IPv6
+// alike: the main table, or one of those that probes go by. Ours are those with protocol 80; it never
+// changes another's.
 //
 // The kernel tells routes apart by prefix, TOS and metric, not by protocol, and a replace hits
 // whatever stands there. So a route that is not yet ours is only ever created exclusively, and a
@@ -23,7 +24,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/kernel"
 )
 
-// Entry is a route of the main table as the kernel holds it.
+// Entry is a route of the table as the kernel holds it.
 type Entry struct {
 	// Route is complete for one of ours; of a foreign one only the prefix is read. A type of 0 is one
 	// that we never make.
@@ -35,7 +36,9 @@ type Entry struct {
 // Handle is the part of the kernel that Table uses. The writing methods carry out what they can; the
 // answer is nil if that was all, otherwise it has an entry, nil or not, for each argument.
 type Handle interface {
-	// ListRoutes reads the main table, ours and foreign.
+	// Table tells the number of the routing table.
+	Table() uint32
+	// ListRoutes reads the table, ours and foreign.
 	ListRoutes(ctx context.Context) (iter.Seq[Entry], error)
 	// CreateRoutes fails with EEXIST where a route with our metric stands already.
 	CreateRoutes(ctx context.Context, routes []desired.Route) []error
@@ -55,12 +58,16 @@ type Key struct {
 // in use stays small and in the processor's cache.
 const chunk = 256
 
+// mainTable is RT_TABLE_MAIN.
+const mainTable = 254
+
 var errForeign = errors.New("foreign route with our metric is in the way")
 
 // Table owns the routes with our protocol. It belongs to the goroutine that applies.
 type Table struct {
 	handle  Handle
 	log     *slog.Logger
+	suffix  string // " table 80001", of the objects of others than the main table
 	packer  packer
 	tracker *delta.Tracker[key, target]
 	parts   *delta.Parts[key, target, desired.Route]
@@ -81,6 +88,9 @@ func New(h Handle, log *slog.Logger) *Table {
 		tracker: delta.New[key, target](),
 		failed:  map[key]error{},
 		stale:   true,
+	}
+	if n := h.Table(); n != mainTable {
+		t.suffix = fmt.Sprintf(" table %d", n)
 	}
 	t.parts = delta.NewParts(t.tracker, t.packer.pack)
 	return t
@@ -156,7 +166,7 @@ func (t *Table) Shadowed() []Entry {
 func (t *Table) Status() []desired.Status {
 	var all []desired.Status
 	for k, want := range t.tracker.AllDesired() {
-		s := desired.Status{Object: "route " + k.prefix().String(), Phase: desired.Pending}
+		s := desired.Status{Object: t.object(k.prefix()), Phase: desired.Pending}
 		have, held := t.tracker.Actual(k)
 		err := t.failed[k]
 		shadow, shadowed := t.shadowed[k]
@@ -171,7 +181,7 @@ func (t *Table) Status() []desired.Status {
 		all = append(all, s)
 	}
 	for k := range t.tracker.PendingDeletes() {
-		s := desired.Status{Object: "route " + k.prefix().String() + " (delete)", Phase: desired.Pending}
+		s := desired.Status{Object: t.object(k.prefix()) + " (delete)", Phase: desired.Pending}
 		if err := t.failed[k]; err != nil {
 			s.Phase, s.Error = desired.Failed, err.Error()
 		}
@@ -333,7 +343,7 @@ func (t *Table) sweep(ctx context.Context, errs *kernel.Errors) {
 	for i, k := range t.strays {
 		if err := at(results, i); err != nil && !kernel.Gone(err) {
 			left = append(left, k)
-			errs.Add(fmt.Errorf("delete route %s metric %d: %w", k.Prefix, k.Metric, err))
+			errs.Add(fmt.Errorf("delete %s metric %d: %w", t.object(k.Prefix), k.Metric, err))
 		}
 	}
 	t.strays = left
@@ -346,8 +356,11 @@ func (t *Table) fail(verb string, k key, err error, errs *kernel.Errors) {
 		t.log.Warn("foreign route is in the way of ours", "prefix", k.prefix(), "err", err)
 	}
 	t.failed[k] = err
-	errs.Add(fmt.Errorf("%s route %s: %w", verb, k.prefix(), err))
+	errs.Add(fmt.Errorf("%s %s: %w", verb, t.object(k.prefix()), err))
 }
+
+// object is the printable identity of a route.
+func (t *Table) object(p netip.Prefix) string { return "route " + p.String() + t.suffix }
 
 func (e Entry) describe() string {
 	return fmt.Sprintf("foreign route with metric %d (protocol %d) wins", e.Metric, e.Protocol)

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"log/slog"
 	"net/netip"
@@ -27,11 +28,13 @@ type world interface {
 	route.Handle
 	// foreign adds a route like somebody else would: via va with that metric and protocol.
 	foreign(t *testing.T, prefix string, metric uint32, protocol uint8)
+	// mtu changes the MTU of a route of ours to the device va.
+	mtu(t *testing.T, prefix string, mtu int)
 	// remove deletes a route behind the driver's back.
 	remove(t *testing.T, prefix string, metric uint32)
 	// down takes the device down, and up again: the kernel drops its routes and nexthops.
 	flap(t *testing.T, device string)
-	// list prints all routes of the main table except for the kernel's own: "prefix proto P metric M".
+	// list prints all routes of the table except for the kernel's own: "prefix proto P metric M".
 	list(t *testing.T) []string
 }
 
@@ -52,6 +55,11 @@ func dev(prefix, device string) desired.Route {
 
 func blackhole(prefix string) desired.Route {
 	return desired.Route{Prefix: netip.MustParsePrefix(prefix), Type: desired.RouteBlackhole}
+}
+
+func sized(r desired.Route, mtu int) desired.Route {
+	r.MTU = mtu
+	return r
 }
 
 func from(r desired.Route, source string) desired.Route {
@@ -110,6 +118,14 @@ func (c *counter) DeleteRoutes(ctx context.Context, k []route.Key) []error {
 }
 
 func (c *counter) writes() int { return c.creates + c.replaces + c.deletes }
+
+// object is the name of a route in Status.
+func (c *counter) object(prefix string) string {
+	if n := c.Table(); n != 254 {
+		return fmt.Sprintf("route %s table %d", prefix, n)
+	}
+	return "route " + prefix
+}
 
 func (c *counter) reset() { *c = counter{world: c.world} }
 
@@ -277,7 +293,7 @@ var cases = []struct {
 		if diff := gocmp.Diff([]string{"10.1.0.0/26", "2001:db8:1::/122"}, got); diff != "" {
 			t.Errorf("Shadowed() (-want +got):\n%s", diff)
 		}
-		want := desired.Status{Object: "route 10.1.0.0/26", Phase: desired.Failed, Error: "foreign route with metric 10 (protocol 4) wins"}
+		want := desired.Status{Object: c.object("10.1.0.0/26"), Phase: desired.Failed, Error: "foreign route with metric 10 (protocol 4) wins"}
 		if got := tab.Status()[0]; got != want {
 			t.Errorf("Status()[0] = %v; want %v", got, want)
 		}
@@ -299,7 +315,7 @@ var cases = []struct {
 			t.Errorf("Apply() = %v; want ENODEV for 10.1.1.2/32", err)
 		}
 		holds(t, c, all)
-		if got := tab.Status()[len(all)]; got.Phase != desired.Failed || got.Object != "route 10.1.1.2/32" {
+		if got := tab.Status()[len(all)]; got.Phase != desired.Failed || got.Object != c.object("10.1.1.2/32") {
 			t.Errorf("Status() = %v; want failed", got)
 		}
 		routes = append(slices.Clone(all), dev("10.1.1.2/32", "vb"))
@@ -326,6 +342,58 @@ var cases = []struct {
 		tab.QueueResync()
 		apply(t, tab)
 		holds(t, c, moved)
+	}},
+	{"an MTU is set, changed, taken away and healed", func(t *testing.T, c *counter) {
+		tab := route.New(c, quiet)
+		for _, mtu := range []int{1450, 1400, 0, 65520, 1450} {
+			var routes []desired.Route
+			for _, r := range all {
+				routes = append(routes, sized(r, mtu))
+			}
+			tab.SetDesired(routes)
+			apply(t, tab)
+			holds(t, c, routes)
+			c.reset()
+			tab.QueueResync()
+			apply(t, tab)
+			if c.writes() != 0 {
+				t.Errorf("%d writes for what is there", c.writes())
+			}
+		}
+		c.mtu(t, "10.1.1.1/32", 1300)
+		c.mtu(t, "2001:db8:1:1::1/128", 1300)
+		c.reset()
+		tab.QueueResync()
+		apply(t, tab)
+		if c.replaces != 2 || c.writes() != 2 {
+			t.Errorf("replaces, writes = %d, %d; want 2, 2", c.replaces, c.writes())
+		}
+		c.mtu(t, "10.1.1.1/32", 0)
+		tab.QueueResync()
+		apply(t, tab)
+		if c.replaces != 3 {
+			t.Errorf("replaces = %d; want 3", c.replaces)
+		}
+	}},
+	{"a default blackhole beside host routes", func(t *testing.T, c *counter) {
+		routes := []desired.Route{
+			blackhole("0.0.0.0/0"), via("10.1.0.7/32", nhA), from(via("10.1.0.8/32", nhB), "192.0.2.1"),
+			blackhole("::/0"), via("2001:db8:1::7/128", nhA), from(via("2001:db8:1::8/128", nhB), "2001:db8::1"),
+		}
+		tab := route.New(c, quiet)
+		tab.SetDesired(routes)
+		apply(t, tab)
+		holds(t, c, routes)
+		c.reset()
+		next := route.New(c, quiet)
+		next.SetDesired(routes)
+		apply(t, next)
+		if c.writes() != 0 {
+			t.Errorf("%d writes for what is there", c.writes())
+		}
+		next.SetDesired(nil)
+		apply(t, next)
+		holds(t, c, nil)
 	}},
 	{"many failures make a short error", func(t *testing.T, c *counter) {
 		var routes []desired.Route
