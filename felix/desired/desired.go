@@ -143,8 +143,10 @@ type NFT struct {
 	Tunnels    []string       // tunnel devices
 	NATSources []netip.Prefix // what comes from here ...
 	NoNAT      []netip.Prefix // ... and does not go here is masqueraded
-	Nodes      []netip.Addr   // who may send us VXLAN
+	Nodes      []netip.Addr   // who may send us VXLAN and IPIP
 	VXLANPorts []uint16       // UDP ports of the tunnels
+	IPIPLocal  []netip.Addr   // our ends of IPIP tunnels; none without such a device
+	IPIPOthers []netip.Addr   // remote ends of others' IPIP tunnels on this host
 }
 
 // State is all that the kernel of this node should hold for us.

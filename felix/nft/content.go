@@ -21,7 +21,9 @@ const (
 	setPorts     = "vxlan_ports" // UDP ports of tunnels
 
 	setEndpoints4, setEndpoints6 = "endpoints4", "endpoints6"     // device . address that it may use
-	setNodes4, setNodes6         = "nodes4", "nodes6"             // who may send us VXLAN
+	setNodes4, setNodes6         = "nodes4", "nodes6"             // who may send us VXLAN and IPIP
+	setIPIPLocal4                = "ipip_local4"                  // our ends of IPIP tunnels
+	setIPIPOthers4               = "ipip_others4"                 // remote ends of others' IPIP tunnels
 	setSources4, setSources6     = "nat_sources4", "nat_sources6" // what comes from here ...
 	setNoNAT4, setNoNAT6         = "no_nat4", "no_nat6"           // ... and does not go here is masqueraded
 )
@@ -53,6 +55,12 @@ func (c *content) set(n desired.NFT) {
 	c.refused = errors.Join(badWorkload, badTunnel)
 	if !slices.Equal(n.Nodes, c.last.Nodes) {
 		c.parts.Set("nodes", nodeItems(n.Nodes))
+	}
+	if !slices.Equal(n.IPIPLocal, c.last.IPIPLocal) {
+		c.parts.Set("ipip local", addrItems4(setIPIPLocal4, n.IPIPLocal))
+	}
+	if !slices.Equal(n.IPIPOthers, c.last.IPIPOthers) {
+		c.parts.Set("ipip others", addrItems4(setIPIPOthers4, n.IPIPOthers))
 	}
 	if !slices.Equal(n.VXLANPorts, c.last.VXLANPorts) {
 		c.parts.Set("ports", portItems(n.VXLANPorts))
@@ -101,6 +109,17 @@ func nodeItems(nodes []netip.Addr) []item {
 	for _, ip := range nodes {
 		if ip.IsValid() {
 			out = append(out, addrItem(setNodes4, setNodes6, "", ip))
+		}
+	}
+	return out
+}
+
+// addrItems4 are IPv4 addresses; others do not belong into the set.
+func addrItems4(set string, addrs []netip.Addr) []item {
+	var out []item
+	for _, ip := range addrs {
+		if ip.Unmap().Is4() {
+			out = append(out, addrItem(set, "", "", ip))
 		}
 	}
 	return out

@@ -20,6 +20,8 @@ import (
 //	chain input { type filter hook input priority filter
 //	    udp dport @vxlan_ports ip saddr != @nodes4 drop      # only nodes send VXLAN
 //	    udp dport @vxlan_ports ip6 saddr != @nodes6 drop
+//	    ip protocol ipip ip daddr @ipip_local4 ip saddr != @nodes4 ip saddr != @ipip_others4 drop   # and IPIP,
+//	                                             # unless it is a tunnel of somebody else's on this host
 //	    iifname "hel*" jump host                 # what pods may send to the node
 //	}
 //	chain output { type filter hook output priority filter
@@ -66,6 +68,8 @@ func setLayout() []setSpec {
 		{name: setEndpoints6, key: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIP6Addr), concat: true},
 		{name: setNodes4, key: nftables.TypeIPAddr},
 		{name: setNodes6, key: nftables.TypeIP6Addr},
+		{name: setIPIPLocal4, key: nftables.TypeIPAddr},
+		{name: setIPIPOthers4, key: nftables.TypeIPAddr},
 		{name: setSources4, key: nftables.TypeIPAddr},
 		{name: setSources6, key: nftables.TypeIP6Addr},
 		{name: setNoNAT4, key: nftables.TypeIPAddr},
@@ -90,6 +94,8 @@ func chainLayout() []chain {
 		{name: "input", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookInput, priority: nftables.ChainPriorityFilter, rules: []rule{
 			{"vxlan-stranger4", join(vxlan(), ipv4(), saddr4(), notIn(setNodes4), drop())},
 			{"vxlan-stranger6", join(vxlan(), ipv6(), saddr6(), notIn(setNodes6), drop())},
+			{"ipip-stranger", join(ipv4(), l4proto(unix.IPPROTO_IPIP), daddr4(), in(setIPIPLocal4),
+				saddr4(), notIn(setNodes4), notIn(setIPIPOthers4), drop())},
 			{"from-hel", join(iifOurs(), jump("host"))},
 		}},
 		{name: "output", kind: nftables.ChainTypeFilter, hook: nftables.ChainHookOutput, priority: nftables.ChainPriorityFilter, rules: []rule{

@@ -3,9 +3,11 @@
 package nft
 
 import (
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"regexp"
@@ -282,6 +284,124 @@ func TestVXLANOnlyFromNodes(t *testing.T) {
 		l.apply(func(n *desired.NFT) { n.Nodes = addrs("192.0.2.2") })
 		l.reaches("a node's VXLAN", "outside", "172.31.0.1")
 		l.reaches("a node's VXLAN to a pod", "outside", pod(1).IPs[0].String())
+	})
+}
+
+// ipipTo sends IPIP to the node, with a ping to its address on the tunnel inside, as the outside does by
+// hand: by a packet socket, so that it needs no ipip in this kernel. It returns once the packet was sent.
+func (l lab) ipipTo(dst string) {
+	l.t.Helper()
+	inner := netip4(1, "172.31.9.2", "172.31.9.1", icmpEcho())
+	l.inside("outside", func() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP)
+		if err == nil {
+			defer unix.Close(fd) //nolint:errcheck // a test's
+			err = unix.Sendto(fd, inner, 0, &unix.SockaddrInet4{Addr: netip.MustParseAddr(dst).As4()})
+		}
+		if err != nil {
+			l.t.Errorf("send IPIP: %v", err)
+		}
+	})
+}
+
+// netip4 is an IPv4 packet.
+func netip4(protocol byte, src, dst string, payload []byte) []byte {
+	s, d := netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4()
+	p := []byte{0x45, 0, 0, byte(20 + len(payload)), 0, 0, 0, 0, 64, protocol, 0, 0}
+	p = append(append(p, s[:]...), d[:]...)
+	binary.BigEndian.PutUint16(p[10:], checksum(p))
+	return append(p, payload...)
+}
+
+func icmpEcho() []byte {
+	p := []byte{8, 0, 0, 0, 0, 1, 0, 1}
+	binary.BigEndian.PutUint16(p[2:], checksum(p))
+	return p
+}
+
+// checksum is RFC 1071's.
+func checksum(p []byte) uint16 {
+	var sum uint32
+	for i := 0; i+1 < len(p); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(p[i:]))
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}
+
+// TestIPIPOnlyFromNodes counts what the rule drops: it sits before the kernel's own handler of IPIP, so
+// this needs none. TestIPIPOnlyFromNodesEndToEnd has one.
+func TestIPIPOnlyFromNodes(t *testing.T) {
+	nettest.Run(t, func(t *testing.T) {
+		l := newLab(t)
+		l.apply(nil)
+		l.reaches("outside is a neighbour", "outside", "192.0.2.1")
+		for _, c := range []struct {
+			name   string
+			change func(*desired.NFT)
+			to     string
+			drops  bool
+		}{
+			{"a stranger's, without a tunnel of ours", nil, "192.0.2.1", false},
+			{"a stranger's", func(n *desired.NFT) { n.IPIPLocal = addrs("192.0.2.1") }, "192.0.2.1", true},
+			{"a stranger's to another address of the host", func(n *desired.NFT) { n.IPIPLocal = addrs("192.0.2.1") }, "198.51.100.1", false},
+			{"a node's", func(n *desired.NFT) { n.IPIPLocal, n.Nodes = addrs("192.0.2.1"), addrs("192.0.2.2") }, "192.0.2.1", false},
+			{"another tunnel's", func(n *desired.NFT) { n.IPIPLocal, n.IPIPOthers = addrs("192.0.2.1"), addrs("192.0.2.2") }, "192.0.2.1", false},
+		} {
+			l.apply(c.change)
+			before := l.counts("input", "ipip-stranger")
+			l.ipipTo(c.to)
+			// What comes after it on the same way has gone through when it is answered.
+			l.reaches("afterwards", "outside", "192.0.2.1")
+			if got := l.counts("input", "ipip-stranger") > before; got != c.drops {
+				t.Errorf("%s: dropped = %v; want %v", c.name, got, c.drops)
+			}
+		}
+	})
+}
+
+func TestIPIPOnlyFromNodesEndToEnd(t *testing.T) {
+	nettest.Run(t, func(t *testing.T) {
+		nettest.NeedLink(t, "ipip")
+		l := newLab(t)
+		ipip := func(n *desired.NFT) {
+			n.Tunnels, n.IPIPLocal = append(n.Tunnels, desired.IPIPDevice), addrs("192.0.2.1")
+		}
+		l.ip("link", "add", desired.IPIPDevice, "mtu", "1480", "type", "ipip", "local", "192.0.2.1")
+		l.ip("link", "set", desired.IPIPDevice, "up")
+		l.ip("addr", "add", "172.31.0.1/32", "dev", desired.IPIPDevice)
+		l.ip("route", "add", "172.31.0.2", "via", "192.0.2.2", "dev", desired.IPIPDevice, "onlink")
+		l.in("outside", "ip", "link", "add", "ti", "type", "ipip", "local", "192.0.2.2", "remote", "192.0.2.1")
+		l.in("outside", "ip", "link", "set", "ti", "up", "mtu", "1500")
+		l.in("outside", "ip", "addr", "add", "172.31.0.2/24", "dev", "ti")
+		l.in("outside", "ip", "route", "add", "10.244.0.0/16", "dev", "ti")
+		l.apply(ipip)
+		l.drops("input", "ipip-stranger", "a stranger's IPIP", "outside", "172.31.0.1")
+		l.apply(func(n *desired.NFT) { ipip(n); n.Nodes = addrs("192.0.2.2") })
+		l.reaches("a node's IPIP", "outside", "172.31.0.1")
+		l.reaches("a node's IPIP to a pod", "outside", pod(1).IPs[0].String())
+		l.apply(func(n *desired.NFT) {
+			ipip(n)
+			n.Nodes, n.NoNAT = addrs("192.0.2.2"), prefixes("172.31.0.0/24")
+		})
+		if got := l.mss("outside", "172.31.0.2:7000", "pod1"); got != 1440-12 {
+			t.Errorf("segment size of a connection through IPIP = %d, want 1428", got)
+		}
+
+		// A tunnel of the user's own to our address: its remote end is no stranger.
+		l.apply(ipip)
+		l.in("outside", "ip", "addr", "add", "192.0.2.12/24", "dev", "eth0")
+		l.ip("link", "add", "theirs", "type", "ipip", "local", "192.0.2.1", "remote", "192.0.2.12")
+		l.ip("link", "set", "theirs", "up")
+		l.ip("addr", "add", "172.31.1.1/24", "dev", "theirs")
+		l.in("outside", "ip", "link", "add", "tt", "type", "ipip", "local", "192.0.2.12", "remote", "192.0.2.1")
+		l.in("outside", "ip", "link", "set", "tt", "up")
+		l.in("outside", "ip", "addr", "add", "172.31.1.2/24", "dev", "tt")
+		l.drops("input", "ipip-stranger", "their tunnel, not told of", "outside", "172.31.1.1")
+		l.apply(func(n *desired.NFT) { ipip(n); n.IPIPOthers = addrs("192.0.2.12") })
+		l.reaches("their tunnel", "outside", "172.31.1.1")
 	})
 }
 

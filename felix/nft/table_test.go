@@ -47,11 +47,13 @@ func addrs(s ...string) (out []netip.Addr) {
 func usual() desired.NFT {
 	return desired.NFT{
 		Workloads:  []desired.Workload{pod(1), pod(2)},
-		Tunnels:    []string{desired.VXLANDevice, desired.VXLANDevice6},
+		Tunnels:    []string{desired.VXLANDevice, desired.VXLANDevice6, desired.IPIPDevice},
 		NATSources: prefixes("10.244.0.0/16", "fd00:244::/56"),
 		NoNAT:      prefixes("10.244.0.0/16", "192.168.11.0/24", "192.168.12.0/24", "fd00:244::/56"),
 		Nodes:      addrs("192.168.11.1", "192.168.12.1", "fd00:11::1"),
 		VXLANPorts: []uint16{4789},
+		IPIPLocal:  addrs("192.168.11.2"),
+		IPIPOthers: addrs("198.51.100.7"),
 	}
 }
 
