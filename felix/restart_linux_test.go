@@ -4,6 +4,7 @@ package felix
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
+	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
 )
 
@@ -178,6 +180,12 @@ func TestUninstall(t *testing.T) {
 		if err := os.MkdirAll(opts.CNIConfDir, 0o700); err != nil {
 			t.Fatal(err)
 		}
+		// What an agent that probes has left.
+		for _, v := range []string{"-4", "-6"} {
+			nettest.Cmd(t, "ip", v, "rule", "add", "pref", "80", "fwmark", fmt.Sprint(desired.MarkVXLAN), "table", fmt.Sprint(desired.TableVXLAN), "protocol", "80")
+			nettest.Cmd(t, "ip", v, "route", "add", "blackhole", "default", "table", fmt.Sprint(desired.TableVXLAN), "proto", "80", "metric", "80")
+			nettest.Cmd(t, "ip", v, "rule", "add", "pref", "90", "fwmark", "7", "table", "100", "protocol", "4")
+		}
 		a := &Agent{opts: opts, log: slog.New(slog.NewTextHandler(w.log, nil)), loop: w.loop, drivers: w.drivers}
 		if err := a.uninstall(t.Context()); err != nil {
 			t.Fatal(err)
@@ -186,6 +194,11 @@ func TestUninstall(t *testing.T) {
 			"10.244.": "ip route show", "id": "ip nexthop show", "hel": "ip -o link show", "heliograph": "nft list tables", "10.244.0.1": "ip address show dev lo",
 		} {
 			w.sees(time.Second, false, text, strings.Fields(command)...)
+		}
+		for _, v := range []string{"-4", "-6"} {
+			w.sees(time.Second, false, "80003", "ip", v, "rule", "show")
+			w.sees(time.Second, true, "fwmark 0x7 lookup 100", "ip", v, "rule", "show") // another's
+			w.sees(time.Second, false, "80003", "ip", v, "route", "show", "table", "all")
 		}
 		for _, d := range []string{opts.StateDir, filepath.Dir(opts.Socket)} {
 			if left, err := os.ReadDir(d); err != nil || len(left) > 0 {

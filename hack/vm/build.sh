@@ -101,8 +101,9 @@ for tool in $TOOLS; do
 		[ -e "$root$lib" ] || { mkdir -p "$root$(dirname "$lib")" && cp -L "$lib" "$root$lib"; }
 	done
 done
-printf 'root:x:0:0:root:/root:/bin/sh\n' >"$root/etc/passwd"
-printf 'root:x:0:\n' >"$root/etc/group"
+# tcpdump drops its rights to a user of that name.
+printf 'root:x:0:0:root:/root:/bin/sh\ntcpdump:x:100:100::/:/bin/sh\n' >"$root/etc/passwd"
+printf 'root:x:0:\ntcpdump:x:100:\n' >"$root/etc/group"
 printf '127.0.0.1 localhost\n::1 localhost\n' >"$root/etc/hosts"
 printf '%s\n' "$EARLY" >"$root/etc/modules.early"
 cp "$here/init" "$root/init"
