@@ -29,12 +29,12 @@ var rules = []rule{
 		because:  "these are the vocabulary that everything else imports",
 	},
 	{
-		packages: []string{"bgp/topology", "felix/snapshot", "felix/calc", "labels", "cni/ipam"},
+		packages: []string{"bgp/topology", "felix/snapshot", "felix/calc", "felix/path", "labels", "cni/ipam"},
 		forbid:   []string{"k8s.io/client-go", "github.com/vishvananda", "github.com/mdlayher", "github.com/osrg"},
 		because:  "deciding is pure: it must not be able to reach the API, the kernel or a speaker",
 	},
 	{
-		packages: []string{"bgp/topology", "felix/snapshot", "felix/calc", "labels"},
+		packages: []string{"bgp/topology", "felix/snapshot", "felix/calc", "felix/path", "labels"},
 		direct:   []string{"os", "sync", "net/http", "os/exec"},
 		because:  "deciding is pure: it depends on its arguments alone, and shares no state",
 	},
