@@ -30,10 +30,11 @@ type doubt struct {
 	echo           bool // the kernel is asked too
 }
 
-// bursts are the targets in doubt. Those with a loss of their own come before those whose group is in doubt.
+// bursts are the targets in doubt. Those with a loss of their own, and as many of their group as it takes to
+// know about all of it, come before the rest of groups in doubt.
 type bursts struct {
 	active       []*target
-	own, members []*target
+	urgent, rest []*target
 }
 
 func (b *bursts) next(earlier func(time.Time)) {
@@ -48,7 +49,7 @@ func (c *core) suspect(t *target, at time.Time) {
 		return
 	}
 	t.doubt = doubt{queued: true, began: at}
-	c.bursts.own = append(c.bursts.own, t)
+	c.bursts.urgent = append(c.bursts.urgent, t)
 }
 
 // suspectGroup puts in doubt all that share the way. Those that others rely on, since they were asked last,
@@ -70,8 +71,12 @@ func (c *core) suspectGroup(w *way, now time.Time) {
 		pulled = append(pulled, m)
 	}
 	slices.SortStableFunc(pulled, func(a, b *way) int { return cmp.Compare(b.udp.lastSent.Sub(now), a.udp.lastSent.Sub(now)) })
-	for _, m := range pulled {
-		c.bursts.members = append(c.bursts.members, m.target)
+	for i, m := range pulled {
+		if i < quorum+1 {
+			c.bursts.urgent = append(c.bursts.urgent, m.target)
+		} else {
+			c.bursts.rest = append(c.bursts.rest, m.target)
+		}
 	}
 }
 
@@ -99,7 +104,7 @@ func (c *core) runBursts(now time.Time) {
 
 // admit begins bursts while there are slots. One always may.
 func (c *core) admit(slots int, now time.Time) {
-	for _, queue := range []*[]*target{&c.bursts.own, &c.bursts.members} {
+	for _, queue := range []*[]*target{&c.bursts.urgent, &c.bursts.rest} {
 		for len(*queue) > 0 {
 			t := (*queue)[0]
 			if t.doubt.queued && len(c.bursts.active) > 0 && slots+t.cost() > burstSlots {

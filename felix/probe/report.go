@@ -73,7 +73,7 @@ func essence(r *path.Report) news {
 // evidence is the way's own, or its group's if it has no fresh one.
 func (w *way) evidence(now time.Time) path.Evidence {
 	l, r := w.lane, w.target.rulings[w.method]
-	if l.sampled() && !w.fresh(now) {
+	if l.sampled() && (!w.fresh(now) || w.agrees(now)) {
 		e := l.track.evidence()
 		e.Verdict, e.MTU, e.Sampled = l.verdict(now), l.mtu, true
 		if e.Verdict == path.Lost && l.track.answered || e.Verdict == path.Answers && !l.track.answered {
@@ -91,6 +91,18 @@ func (w *way) evidence(now time.Time) path.Evidence {
 		e.MTU = l.mtu
 	}
 	return e
+}
+
+// agrees says that the way's own evidence is no other than its group's, which knows more: it was asked more
+// often, or has come to an end while the own one is still being gathered.
+func (w *way) agrees(now time.Time) bool {
+	switch w.lane.verdict(now) {
+	case path.Answers:
+		return w.verdict() == path.Answers && !w.wantsAttention()
+	case path.Lost:
+		return w.verdict() == path.Doubtful
+	}
+	return false
 }
 
 // fresh says that the way's own evidence is worth more than its group's.
