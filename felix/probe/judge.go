@@ -75,22 +75,19 @@ func rule(in *[path.Methods]testimony, out *[path.Methods]ruling, kernel bool, o
 			out[i].verdict = path.Unknown
 		case t.answered:
 			out[i].verdict = path.Answers
-		case t.losing(path.Window) && others(in, i, t) >= witnesses:
+		case t.losing(path.Window) && others(in, i, of) >= witnesses:
 			out[i].verdict = path.Lost
 		}
 	}
 }
 
-// others counts the answers by other methods, of the agent or of the kernel, to questions that were sent
-// since the first one of this run of losses.
-func others(in *[path.Methods]testimony, method int, lost *track) int {
-	most := 0
+// others counts the answers by another method, of the same kind, to questions that were sent since the first
+// one of this run of losses. A kernel's answers are no witnesses against an agent's silence.
+func others(in *[path.Methods]testimony, method int, of func(*testimony) *track) int {
+	most, since := 0, of(&in[method]).since
 	for i := range in {
-		if i == method {
-			continue
-		}
-		for _, t := range []*track{in[i].udp, in[i].icmp} {
-			most = max(most, t.answeredSince(lost.since))
+		if i != method {
+			most = max(most, of(&in[i]).answeredSince(since))
 		}
 	}
 	return most

@@ -83,6 +83,10 @@ func TestJudge(t *testing.T) {
 		{name: "two are", native: "xxxxx", vxlan: "xxx..", want: verdicts{l, u, a}},
 		{name: "all lost", native: "xxxxx", vxlan: "xxxxx", silent: true},
 		{name: "all lost, the kernel is being asked", able: true, native: "xxxxx", vxlan: "xxxxx", nativeICMP: "xx", want: verdicts{d, u, d}},
+		{
+			name: "a kernel is no witness against an agent", able: true, native: "xxxxx", vxlan: " xxxx", nativeICMP: "..", vxICMP: "..",
+			want: verdicts{d, u, d},
+		},
 		{name: "the kernel is silent as well", able: true, native: "xxxxx", vxlan: "xxxxx", nativeICMP: "xxxxx", vxICMP: "xxxxx", silent: true},
 		{name: "the kernel answers", able: true, native: "xxxxx", vxlan: "xxxxx", nativeICMP: "..", vxICMP: "..", want: verdicts{a, u, a}, kernel: true},
 		{
