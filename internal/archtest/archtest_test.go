@@ -49,6 +49,14 @@ var rules = []rule{
 		because: "a driver makes desired values true in one kernel subsystem; it knows nothing of the cluster",
 	},
 	{
+		packages: []string{"felix/probe"},
+		forbid: []string{
+			"k8s.io", "sigs.k8s.io", "github.com/osrg", "github.com/vishvananda", "github.com/mdlayher", module + "/api",
+			module + "/felix/calc", module + "/felix/snapshot",
+		},
+		because: "the prober is told whom to ask; it knows sockets, and nothing of the cluster or of routes",
+	},
+	{
 		packages: []string{"bgp/speaker"},
 		forbid:   []string{"k8s.io", "sigs.k8s.io", module + "/api", module + "/felix"},
 		because:  "the speaker knows BGP alone",
