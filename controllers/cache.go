@@ -12,6 +12,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
@@ -28,15 +29,17 @@ import (
 // peerPrefix begins the name of a session with a BGPPeer in a NodeStatus.
 const peerPrefix = "peer/"
 
-// trimNode keeps the labels and whether the node is ready.
+// trimNode keeps the labels, the taints, whether the node is ready, and what is said of its network.
 func trimNode(obj any) (any, error) {
 	n, ok := obj.(*corev1.Node)
 	if !ok {
 		return obj, nil
 	}
-	conditions := slices.DeleteFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool { return c.Type != corev1.NodeReady })
+	conditions := slices.DeleteFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type != corev1.NodeReady && c.Type != corev1.NodeNetworkUnavailable
+	})
 	n.ManagedFields, n.Annotations = nil, nil
-	n.Spec = corev1.NodeSpec{}
+	n.Spec = corev1.NodeSpec{Taints: n.Spec.Taints}
 	n.Status = corev1.NodeStatus{Conditions: conditions}
 	return n, nil
 }
@@ -122,6 +125,29 @@ func nodePart(obj any) any {
 		return nil
 	}
 	return []any{n.UID, n.Labels, readiness(n)}
+}
+
+// networkPart is what NodeReconciler writes, so that what others make of it is put right.
+func networkPart(obj any) any {
+	n, ok := obj.(*corev1.Node)
+	if !ok {
+		return nil
+	}
+	_, c := networkCondition(n.Status.Conditions)
+	return []any{n.UID, n.Spec.Taints, c.Status, c.Reason}
+}
+
+// provenPart is what an agent says of its node's network.
+func provenPart(obj any) any {
+	s, ok := obj.(*v1alpha1.NodeStatus)
+	if !ok {
+		return nil
+	}
+	proven := apimeta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPathsProven)
+	if proven == nil {
+		return []any{s.UID, stale(s)}
+	}
+	return []any{s.UID, stale(s), proven.Status}
 }
 
 func blocksPart(obj any) any {

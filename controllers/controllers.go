@@ -7,8 +7,10 @@
 //
 //   - IPBlockReconciler gives blocks to nodes, takes them back, and writes the status of IPPools.
 //   - ConfigReconciler writes the status of BGPPeers, BGPConfigurations and FelixConfigurations.
+//   - NodeReconciler keeps pods from new nodes until their network is proven.
+//   - ProbeKeyReconciler makes the key of the agents' probes.
 //
-// Nothing here touches a node: agents act on what stands in the API.
+// Nothing here reaches a node: agents act on what stands in the API.
 package controllers
 
 import (
@@ -128,6 +130,16 @@ func setup(mgr manager.Manager, o Options) error {
 		Events: mgr.GetEventRecorder("heliograph-controller"),
 	}
 	if err := configs.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	nodes := &NodeReconciler{
+		Client: mgr.GetClient(), Log: o.Log.With("controller", "node"), Events: mgr.GetEventRecorder("heliograph-controller"),
+	}
+	if err := nodes.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	key := &ProbeKeyReconciler{Client: mgr.GetClient(), Namespace: o.Namespace, Log: o.Log.With("controller", "probekey")}
+	if err := key.SetupWithManager(mgr); err != nil {
 		return err
 	}
 	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {

@@ -61,6 +61,9 @@ func TestAPI(t *testing.T) {
 		"writes per node":             testWrites,
 		"a wrong delete is prevented": testStaleCache,
 		"failing writes":              testFailures,
+		"a node without a network":    testUnproven,
+		"the rights on nodes":         testNodeGuard,
+		"the key of the probes":       testProbeKey,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.wipe(t)
@@ -82,7 +85,7 @@ func newSuite(t *testing.T) *suite {
 	if s.admin, err = client.New(cfg, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
-	apitest.CreateRBAC(t, s.admin, "namespace.yaml", "serviceaccounts.yaml", "controller_role.yaml")
+	apitest.CreateRBAC(t, s.admin, "namespace.yaml", "serviceaccounts.yaml", "controller_role.yaml", "controller_admission.yaml")
 	s.config = rest.CopyConfig(cfg)
 	s.config.Impersonate = rest.ImpersonationConfig{
 		UserName: "system:serviceaccount:" + namespace + ":heliograph-controller",

@@ -25,6 +25,13 @@ type FelixConfigurationSpec struct {
 	// +kubebuilder:validation:Maximum=16777215
 	VXLANVNI *int32 `json:"vxlanVNI,omitempty"`
 
+	// probePort is the UDP port of the probes by which agents find out which ways to other nodes work. Must
+	// be the same on all nodes. Default 4793.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	ProbePort *int32 `json:"probePort,omitempty"`
+
 	// routeRefreshInterval is how often the agent reads back all that it programmed in the kernel
 	// and repairs what differs; what the kernel reports is repaired at once in any case. Default 90s.
 	// +optional

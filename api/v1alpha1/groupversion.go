@@ -39,12 +39,20 @@ const (
 	// LabelPool and LabelNode stand on every IPBlock, so that kubectl -l finds the blocks of a pool or node.
 	LabelPool = "heliograph.dev/pool"
 	LabelNode = "heliograph.dev/node"
+	// ProbeSecret is the Secret, in heliograph's namespace, that holds the key of the probes. The controller
+	// makes it; delete it to get another key.
+	ProbeSecret    = "heliograph-probe"
+	ProbeSecretKey = "key"
+	// TaintNotReady keeps pods from a new node until its network has been seen to work.
+	TaintNotReady = "heliograph.dev/agent-not-ready"
 )
 
 // Condition types and reasons, shared by the kinds.
 const (
 	// ConditionReady says whether the object is in force as it is written.
 	ConditionReady = "Ready"
+	// ConditionPathsProven says whether a quorum of the other nodes answers.
+	ConditionPathsProven = "PathsProven"
 
 	ReasonAccepted        = "Accepted"
 	ReasonOverlap         = "Overlap"

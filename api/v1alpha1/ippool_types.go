@@ -5,14 +5,20 @@ package v1alpha1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // Encapsulation says how traffic to the pods of a pool may travel between nodes.
-// +kubebuilder:validation:Enum=Auto;Never;VXLAN;VXLANCrossSubnet
+// +kubebuilder:validation:Enum=Auto;Never;IPIP;IPIPCrossSubnet;VXLAN;VXLANCrossSubnet
 type Encapsulation string
 
 const (
-	// EncapsulationAuto sends natively while a route with an on-link next hop exists, and by VXLAN otherwise.
+	// EncapsulationAuto sends natively while a route with an on-link next hop exists and works, else by IPIP
+	// where both nodes can and it works (IPv4 alone), and else by VXLAN.
 	EncapsulationAuto Encapsulation = "Auto"
 	// EncapsulationNever sends natively or not at all.
 	EncapsulationNever Encapsulation = "Never"
+	// EncapsulationIPIP always sends by IPIP (RFC 2003). For IPv4 pools only.
+	EncapsulationIPIP Encapsulation = "IPIP"
+	// EncapsulationIPIPCrossSubnet sends natively to nodes of the same subnet, and by IPIP to all others. For
+	// IPv4 pools only.
+	EncapsulationIPIPCrossSubnet Encapsulation = "IPIPCrossSubnet"
 	// EncapsulationVXLAN always sends by VXLAN.
 	EncapsulationVXLAN Encapsulation = "VXLAN"
 	// EncapsulationVXLANCrossSubnet sends natively to nodes of the same subnet, and by VXLAN to all others.
@@ -24,6 +30,7 @@ const (
 // +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || !has(self.blockSize) || (cidr(self.cidr).ip().family() == 4 ? (self.blockSize >= 20 && self.blockSize <= 31) : (self.blockSize >= 112 && self.blockSize <= 127))",message="blockSize must be 20 to 31 for an IPv4 pool and 112 to 127 for an IPv6 pool",fieldPath=".blockSize"
 // +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || (has(self.blockSize) ? self.blockSize : (cidr(self.cidr).ip().family() == 4 ? 26 : 122)) >= cidr(self.cidr).prefixLength()",message="blockSize is larger than the pool: the prefix length of a block must be at least that of cidr",fieldPath=".blockSize"
 // +kubebuilder:validation:XValidation:rule="has(self.blockSize) == has(oldSelf.blockSize) && (!has(self.blockSize) || self.blockSize == oldSelf.blockSize)",message="blockSize is immutable",fieldPath=".blockSize"
+// +kubebuilder:validation:XValidation:rule="!isCIDR(self.cidr) || cidr(self.cidr).ip().family() == 4 || !has(self.encapsulation) || !self.encapsulation.startsWith('IPIP')",message="IPIP carries IPv4 alone: an IPv6 pool can have the encapsulation Auto, Never, VXLAN or VXLANCrossSubnet",fieldPath=".encapsulation"
 type IPPoolSpec struct {
 	// cidr is the range of the pool, an IPv4 or IPv6 network. Immutable.
 	// +required

@@ -29,12 +29,14 @@ type BGPSessionStatus struct {
 }
 
 // PathMethod is how traffic reaches another node.
-// +kubebuilder:validation:Enum=Native;VXLAN;None
+// +kubebuilder:validation:Enum=Native;IPIP;VXLAN;None
 type PathMethod string
 
 const (
 	// PathNative is plain routing, without encapsulation.
 	PathNative PathMethod = "Native"
+	// PathIPIP is encapsulation of IPv4 in IPv4 (RFC 2003).
+	PathIPIP PathMethod = "IPIP"
 	// PathVXLAN is encapsulation in VXLAN (RFC 7348).
 	PathVXLAN PathMethod = "VXLAN"
 	// PathNone means that no allowed method works.
@@ -59,6 +61,64 @@ type PathStatus struct {
 	// since when the method has been in use.
 	// +optional
 	Since *metav1.Time `json:"since,omitempty"`
+	// changes is how often the method has changed since the agent started.
+	// +optional
+	Changes int64 `json:"changes,omitempty"`
+	// unanswered is true while the other node answers by no method at all: it or all ways to it may be
+	// dead. What is in use is then kept as the best guess.
+	// +optional
+	Unanswered bool `json:"unanswered,omitempty"`
+	// methods are those that the pools allow, the best first, and what is known of each. A node with more
+	// than 64 paths leaves them out for those that go by the best method and are answered.
+	// +optional
+	// +listType=map
+	// +listMapKey=method
+	Methods []PathMethodStatus `json:"methods,omitempty"`
+}
+
+// PathMethodStatus is what is known of one method of reaching another node.
+type PathMethodStatus struct {
+	Method PathMethod `json:"method"`
+	// state: Up (used if no better one is), Proving (has to show that it works), Down.
+	// +kubebuilder:validation:Enum=Up;Proving;Down
+	State string `json:"state"`
+	// since when it has been in this state.
+	// +optional
+	Since *metav1.Time `json:"since,omitempty"`
+	// reason of the state.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+	// probes says what the probes of this method tell: Answers, Doubtful, Lost or Unknown.
+	// +kubebuilder:validation:Enum=Answers;Doubtful;Lost;Unknown
+	// +optional
+	Probes string `json:"probes,omitempty"`
+	// kernelOnly is true if the other node's kernel answers, and its agent does not.
+	// +optional
+	KernelOnly bool `json:"kernelOnly,omitempty"`
+	// rttMicroseconds is the smoothed round-trip time of probes. A new value is written when it differs by
+	// a factor of two.
+	// +optional
+	RTTMicroseconds int64 `json:"rttMicroseconds,omitempty"`
+	// loss is how many of the last probes were lost, such as "0/5".
+	// +optional
+	Loss string `json:"loss,omitempty"`
+	// mtu is the size of the largest packet of a pod that was seen to come through, in bytes.
+	// +optional
+	MTU int32 `json:"mtu,omitempty"`
+	// failures is how often it has failed lately; each doubles the time for which it has to prove itself.
+	// +optional
+	Failures int32 `json:"failures,omitempty"`
+}
+
+// Capability is something that the node's kernel can do, or not.
+type Capability struct {
+	// name: IPIP or VXLAN.
+	Name string `json:"name"`
+	// supported says whether the kernel was seen to do it when the agent started.
+	Supported bool `json:"supported"`
+	// reason why not.
+	// +optional
+	Reason string `json:"reason,omitempty"`
 }
 
 // BlockStatus is the use of one block of this node.
@@ -105,6 +165,9 @@ type NodeStatusStatus struct {
 	// pathsNative is how many paths are native.
 	// +optional
 	PathsNative int32 `json:"pathsNative"`
+	// pathsIPIP is how many paths go by IPIP.
+	// +optional
+	PathsIPIP int32 `json:"pathsIPIP"`
 	// pathsVXLAN is how many paths go by VXLAN.
 	// +optional
 	PathsVXLAN int32 `json:"pathsVXLAN"`
@@ -117,12 +180,17 @@ type NodeStatusStatus struct {
 	// +listMapKey=node
 	// +listMapKey=family
 	Paths []PathStatus `json:"paths,omitempty"`
+	// capabilities of the node's kernel, as seen by trying when the agent started.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	Capabilities []Capability `json:"capabilities,omitempty"`
 	// problems lists what the dataplane could not program, at most 32.
 	// +optional
 	// +listType=atomic
 	Problems []string `json:"problems,omitempty"`
-	// conditions: Ready (the dataplane is in sync), Stale (the agent cannot reach the API server;
-	// written when it can again, or by the controller).
+	// conditions: Ready (the dataplane is in sync), PathsProven (a quorum of the other nodes answers), Stale
+	// (the agent cannot reach the API server; written when it can again, or by the controller).
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -135,9 +203,11 @@ type NodeStatusStatus struct {
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,path=nodestatuses,singular=nodestatus,categories=heliograph
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Proven",type=string,JSONPath=`.status.conditions[?(@.type=="PathsProven")].status`
 // +kubebuilder:printcolumn:name="Sessions",type=integer,JSONPath=`.status.sessionsTotal`
 // +kubebuilder:printcolumn:name="Up",type=integer,JSONPath=`.status.sessionsEstablished`
 // +kubebuilder:printcolumn:name="Native",type=integer,JSONPath=`.status.pathsNative`
+// +kubebuilder:printcolumn:name="IPIP",type=integer,JSONPath=`.status.pathsIPIP`
 // +kubebuilder:printcolumn:name="VXLAN",type=integer,JSONPath=`.status.pathsVXLAN`
 // +kubebuilder:printcolumn:name="None",type=integer,JSONPath=`.status.pathsNone`
 // +kubebuilder:printcolumn:name="Pod-Network-IPs",type=string,JSONPath=`.status.podNetworkIPs`,priority=1
