@@ -25,7 +25,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/heliograph-dev/heliograph/bgp/speaker"
+	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/kernel"
+	"github.com/heliograph-dev/heliograph/felix/path"
+	"github.com/heliograph-dev/heliograph/felix/probe"
+	"github.com/heliograph-dev/heliograph/felix/sysctl"
 	"github.com/heliograph-dev/heliograph/felix/watch"
 )
 
@@ -52,6 +56,7 @@ type Agent struct {
 	registry *prometheus.Registry
 	watcher  *watch.Watcher
 	speaker  *speaker.Speaker
+	prober   *probe.Prober
 	drivers  drivers
 	monitor  *kernel.Monitor
 	pods     *pods
@@ -80,6 +85,13 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, err
 	}
 	a.speaker = speaker.New(speaker.Options{}, a.log)
+	a.prober, err = probe.New(probe.Options{
+		Marks:    [path.Methods]uint32{path.Native: desired.MarkNative, path.IPIP: desired.MarkIPIP, path.VXLAN: desired.MarkVXLAN},
+		MethodOf: func(index int) path.Method { return methodOf(a.drivers.linkName(index)) }, Registerer: a.registry,
+	}, a.log)
+	if err != nil {
+		return nil, err
+	}
 	return a, a.wire(ctx)
 }
 
@@ -125,12 +137,13 @@ func (a *Agent) wire(ctx context.Context) error {
 		node: a.opts.NodeName, version: a.opts.Version, log: a.log,
 		inputs: inputs{
 			source: a.watcher, speaker: a.speaker, links: a.drivers.links, monitor: a.monitor, nftPokes: a.drivers.nftPokes,
+			filters: strictRPF(sysctl.Dir(a.opts.SysctlRoot)), can: probeCapabilities(ctx, a.log),
 		},
 		outputs: outputs{
 			dataplane: newDataplane(a.drivers, m, a.heart), gate: &gate{}, heart: a.heart, metrics: m,
-			publish: a.reporter.publish, onChange: a.events.pathsChanged,
+			publish: a.reporter.publish, tell: a.events,
 		},
-		adopted: adopted, clock: pathClock{},
+		adopted: adopted, paths: newPaths(a.opts.NodeName, a.prober),
 	}
 	a.pods, err = openPods(a)
 	if err != nil {
@@ -146,14 +159,20 @@ func (a *Agent) wire(ctx context.Context) error {
 // errNoReason is for a part of the agent that ended by itself without an error.
 var errNoReason = errors.New("no reason given")
 
-// errNotInSync is why an agent is not ready.
-var errNotInSync = errors.New("the dataplane is not in sync yet")
+// Why an agent is not ready.
+var (
+	errNotInSync = errors.New("the dataplane is not in sync yet")
+	errNoQuorum  = errors.New("less than half of the other nodes answer: see the paths of the NodeStatus")
+)
 
 // ready says whether the node's network is as the API asks.
 func (a *Agent) ready() error {
 	r := a.latest.Load()
-	if r == nil || !r.InSync {
+	switch {
+	case r == nil || !r.InSync:
 		return errNotInSync
+	case !r.Quorum.Proven():
+		return errNoQuorum
 	}
 	return nil
 }
@@ -178,7 +197,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	go run("watch", a.watcher.Run)
 	var running sync.WaitGroup
 	for name, part := range map[string]func(context.Context) error{
-		"kernel monitor": a.monitor.Run, "nft monitor": a.drivers.monitorNFT, "loop": a.loop.run,
+		"kernel monitor": a.monitor.Run, "nft monitor": a.drivers.monitorNFT, "loop": a.loop.run, "prober": a.prober.Run,
 		"cni socket": a.pods.run, "events": a.events.run,
 		"reporter": func(ctx context.Context) error { a.reporter.run(ctx); return nil },
 		"health":   func(ctx context.Context) error { return a.health.serve(ctx, a.opts.MetricsAddress) },

@@ -64,6 +64,11 @@ func newDataplane(d drivers, m *metrics, h *heart) *dataplane {
 		// A change of path happens here, in one message per node and family.
 		{name: "nexthop", driver: d.nexthop, kinds: kernel.Nexthop, apply: dp.applyNexthops},
 		{name: "route", driver: d.route, kinds: kernel.Route, apply: dp.applyRoutes},
+		// Probes come last: the rules before what they lead to would let them go nowhere.
+		{name: "probe routes", driver: d.probes, kinds: kernel.Route},
+		{name: "rule", driver: d.rule, kinds: kernel.Rule},
+		// What nothing refers to any more goes when all routes have left it.
+		{name: "unused nexthops", driver: d.nexthop, apply: dp.applyUnused},
 	}
 	return dp
 }
@@ -71,12 +76,16 @@ func newDataplane(d drivers, m *metrics, h *heart) *dataplane {
 // setRemote and setLocal store; they touch no kernel.
 func (d *dataplane) setRemote(s calc.RemoteState) {
 	d.remote, d.lookFor = s, true
-	d.link.SetDesired(s.VXLANs, nil)
+	d.link.SetDesired(s.VXLANs, s.IPIPs)
 	d.address.SetOwned(s.NFT.NoNAT)
 	d.address.SetDesired(s.Addresses)
 	d.neigh.SetDesired(s.Neighbours, s.FDB)
 	d.nexthop.SetDesired(s.Nexthops)
 	d.route.SetDesiredPart("remote", s.Routes)
+	d.rule.SetDesired(s.Rules)
+	for m, table := range d.probes {
+		table.SetDesired(s.ProbeRoutes[m])
+	}
 	d.setShared()
 }
 
@@ -136,20 +145,25 @@ func (d *dataplane) applyNexthops(ctx context.Context) error {
 	err := d.nexthop.Apply(ctx)
 	if d.nexthop.RoutesLost() {
 		d.route.QueueResync()
+		d.probes.QueueResync()
 		d.lookFor = true
 	}
 	return err
 }
 
-// applyRoutes deletes unused nexthop objects after the routes have left them; not after a failure,
-// since the kernel would delete the routes that could not leave.
 func (d *dataplane) applyRoutes(ctx context.Context) error {
 	err := d.route.Apply(ctx)
 	if d.lookFor || err != nil {
 		d.shadowed, d.lookFor = d.route.Shadowed(), err != nil
 	}
-	if err != nil {
-		return err
+	return err
+}
+
+// applyUnused deletes unused nexthop objects after the routes have left them; not after a failure, since
+// the kernel would delete the routes that could not leave.
+func (d *dataplane) applyUnused(ctx context.Context) error {
+	if d.failed["route"] != nil || d.failed["probe routes"] != nil {
+		return nil
 	}
 	return d.nexthop.ApplyDeletes(ctx)
 }

@@ -9,14 +9,17 @@ import (
 	"log/slog"
 
 	"github.com/heliograph-dev/heliograph/felix/address"
+	"github.com/heliograph-dev/heliograph/felix/capability"
 	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/felix/link"
 	"github.com/heliograph-dev/heliograph/felix/neigh"
 	"github.com/heliograph-dev/heliograph/felix/nexthop"
 	"github.com/heliograph-dev/heliograph/felix/nft"
+	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/route"
 	"github.com/heliograph-dev/heliograph/felix/rule"
+	"github.com/heliograph-dev/heliograph/felix/snapshot"
 	"github.com/heliograph-dev/heliograph/felix/sysctl"
 )
 
@@ -30,7 +33,7 @@ type drivers struct {
 	nexthop *nexthop.Table
 	route   *route.Table
 	rule    *rule.Table
-	probes  []*route.Table // of the tables that probes go by, in the order of probeTables
+	probes  probeRoutes
 	nft     *nft.Table
 	rules   *nft.Kernel
 	sysctl  *sysctl.Table
@@ -38,8 +41,40 @@ type drivers struct {
 	nftPokes chan struct{}
 }
 
-// probeTables are the routing tables of ours beside the main one.
-var probeTables = [...]uint32{desired.TableNative, desired.TableIPIP, desired.TableVXLAN}
+// probeRoutes are the drivers of the tables that probes go by, one for each method.
+type probeRoutes [path.Methods]*route.Table
+
+var _ Driver = probeRoutes{}
+
+// QueueResync implements Driver.
+func (p probeRoutes) QueueResync() {
+	for _, t := range p {
+		t.QueueResync()
+	}
+}
+
+// Apply implements Driver.
+func (p probeRoutes) Apply(ctx context.Context) error {
+	var errs []error
+	for m, t := range p {
+		if err := t.Apply(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("table of %s: %w", path.Method(m), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Status implements Driver.
+func (p probeRoutes) Status() []desired.Status {
+	var all []desired.Status
+	for m, t := range p {
+		for _, s := range t.Status() {
+			s.Object = fmt.Sprintf("probe %s by %s", s.Object, path.Method(m))
+			all = append(all, s)
+		}
+	}
+	return all
+}
 
 // openDrivers opens the sockets. Nothing is written before the first Apply.
 func openDrivers(opts Options, log *slog.Logger) (drivers, error) {
@@ -64,8 +99,8 @@ func openDrivers(opts Options, log *slog.Logger) (drivers, error) {
 	d.neigh = neigh.New(neighbours, []string{desired.VXLANDevice, desired.VXLANDevice6}, log)
 	d.nexthop = nexthop.New(nexthop.NewKernel(d.conn), log)
 	d.route = route.New(route.NewKernel(d.conn, 0), log)
-	for _, table := range probeTables {
-		d.probes = append(d.probes, route.New(route.NewKernel(d.conn, table), log))
+	for m, table := range [path.Methods]uint32{desired.TableNative, desired.TableIPIP, desired.TableVXLAN} {
+		d.probes[m] = route.New(route.NewKernel(d.conn, table), log)
 	}
 	marks, err := rule.Open()
 	if err != nil {
@@ -100,13 +135,37 @@ func (d drivers) adopt(ctx context.Context) (adoption, error) {
 func (d drivers) clearProbes(ctx context.Context) error {
 	d.rule.SetDesired(nil)
 	d.rule.QueueResync()
-	errs := []error{d.rule.Apply(ctx)}
+	err := d.rule.Apply(ctx)
 	for _, t := range d.probes {
 		t.SetDesired(nil)
-		t.QueueResync()
-		errs = append(errs, t.Apply(ctx))
 	}
-	return errors.Join(errs...)
+	d.probes.QueueResync()
+	return errors.Join(err, d.probes.Apply(ctx))
+}
+
+// linkName is the name of a device, or empty if it is gone.
+func (d drivers) linkName(index int) string {
+	name, _ := d.conn.LinkName(index)
+	return name
+}
+
+// probeCapabilities finds out what this node's kernel can do. What cannot be found out is not offered to
+// other nodes, but for VXLAN, without which there may be no way at all: its driver will tell what is wrong.
+func probeCapabilities(ctx context.Context, log *slog.Logger) snapshot.Capabilities {
+	r, err := capability.Probe(ctx, log)
+	if err != nil {
+		log.Warn("not all that the kernel can do is known", "error", err)
+	}
+	c := snapshot.Capabilities{Why: map[path.Capabilities]string{
+		path.CanIPIP: r.Reasons[capability.IPIP], path.CanVXLAN: r.Reasons[capability.VXLAN],
+	}}
+	if r.IPIP {
+		c.Can |= path.CanIPIP
+	}
+	if r.VXLAN || err != nil {
+		c.Can |= path.CanVXLAN
+	}
+	return c
 }
 
 // monitorNFT pokes when somebody else changes our nft table.

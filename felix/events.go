@@ -65,6 +65,24 @@ func (e *events) run(ctx context.Context) error {
 	return nil
 }
 
+// quorumChanged records that the network of this node became good or bad.
+func (e *events) quorumChanged(q Quorum) {
+	if q.Proven() {
+		e.recorder.Eventf(e.node, nil, corev1.EventTypeNormal, "PathsProven", "Probe", "%d of %d other nodes answer", q.Answering, q.Others)
+		return
+	}
+	e.recorder.Eventf(e.node, nil, corev1.EventTypeWarning, "PathsLost", "Probe",
+		"%d of %d other nodes answer; see the paths of NodeStatus %s", q.Answering, q.Others, e.node.Name)
+}
+
+// unanswered records that a node answers by no method any more.
+func (e *events) unanswered(p PathReport) {
+	if e.limit.TryAccept() {
+		e.recorder.Eventf(e.node, nodeReference(p.Node), corev1.EventTypeWarning, "PathUnanswered", "Probe"+p.Family.String(),
+			"%s to %s: nothing answers by any method; %s is kept as a guess", p.Family, p.Node, p.Method)
+	}
+}
+
 // pathsChanged records changes of method. The remote node and the family are part of what makes an
 // Event another one: those that differ in the note alone are counted as one.
 func (e *events) pathsChanged(changed []PathReport) {

@@ -13,7 +13,9 @@ import (
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/link"
+	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
+	"github.com/heliograph-dev/heliograph/felix/sysctl"
 )
 
 const (
@@ -34,6 +36,7 @@ type linkReader interface {
 // factCache keeps what is costly to read until somebody says that it changed.
 type factCache struct {
 	linkFacts []snapshot.OnLink
+	foreign   []netip.Addr // remote ends of others' IPIP tunnels
 	objFacts  *snapshot.Objects
 	fromDisk  bool
 	saved     bool // objFacts are on disk
@@ -43,7 +46,7 @@ func (f *factCache) forgetLinks()   { f.linkFacts = nil }
 func (f *factCache) forgetObjects() { f.objFacts, f.saved = nil, false }
 
 // links returns the subnets that the node's own devices, those that are up, are attached to.
-func (f *factCache) links(r linkReader) ([]snapshot.OnLink, error) {
+func (f *factCache) links(r linkReader, filters func(string) bool) ([]snapshot.OnLink, error) {
 	if f.linkFacts != nil {
 		return f.linkFacts, nil
 	}
@@ -56,7 +59,11 @@ func (f *factCache) links(r linkReader) ([]snapshot.OnLink, error) {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	up := map[string]link.Device{}
+	f.foreign = nil
 	for _, d := range devices {
+		if !isOurs(d.Name) && d.Tunnel.Remote.IsValid() {
+			f.foreign = append(f.foreign, d.Tunnel.Remote)
+		}
 		if d.Up && d.Name != "lo" && !isOurs(d.Name) {
 			up[d.Name] = d
 		}
@@ -64,7 +71,7 @@ func (f *factCache) links(r linkReader) ([]snapshot.OnLink, error) {
 	for _, a := range addresses {
 		if d, ok := up[a.Device]; ok && !a.Prefix.Addr().IsLinkLocalUnicast() {
 			f.linkFacts = append(f.linkFacts, snapshot.OnLink{
-				Device: a.Device, MTU: d.MTU, Addr: a.Prefix.Addr(), Subnet: a.Prefix.Masked(),
+				Device: a.Device, MTU: d.MTU, Addr: a.Prefix.Addr(), Subnet: a.Prefix.Masked(), StrictRPF: filters(a.Device),
 			})
 		}
 	}
@@ -74,6 +81,35 @@ func (f *factCache) links(r linkReader) ([]snapshot.OnLink, error) {
 
 func isOurs(device string) bool {
 	return len(device) >= len(desired.LinkPrefix) && device[:len(desired.LinkPrefix)] == desired.LinkPrefix
+}
+
+// methodOf is the method of what leaves by a device.
+func methodOf(device string) path.Method {
+	switch device {
+	case desired.IPIPDevice:
+		return path.IPIP
+	case desired.VXLANDevice, desired.VXLANDevice6:
+		return path.VXLAN
+	}
+	return path.Native
+}
+
+// strictRPF says whether a device drops what comes in from where the answer would not leave to: the kernel
+// takes the larger of the device's value and that for all (Documentation/networking/ip-sysctl.rst).
+func strictRPF(values sysctl.Handle) func(device string) bool {
+	return func(device string) bool {
+		strict := false
+		for _, conf := range []string{"all", device} {
+			switch v, err := values.Read("ipv4/conf/" + conf + "/rp_filter"); {
+			case err != nil: // no such device any more, or no IPv4
+			case v == "2":
+				return false
+			case v == "1":
+				strict = true
+			}
+		}
+		return strict
+	}
 }
 
 // objects returns what the API server says, or, until it has said anything, the copy on disk.
@@ -162,21 +198,28 @@ func (l *loop) awaitFacts(ctx context.Context) error {
 // adoption is what the kernel held when this process started.
 type adoption struct {
 	hops       map[netip.Prefix][]snapshot.Hop
-	restarting bool      // we were here before
-	until      time.Time // when BGP has had long enough; zero until the first run
+	methods    map[netip.Prefix]path.Method // how each remote block was reached; kept
+	restarting bool                         // we were here before
+	until      time.Time                    // when BGP has had long enough; zero until the first run
 	done       bool
 }
 
-// adopt reads native next hops from the routes and nexthop objects of before.
+// adopt reads the methods in use, and native next hops, from the routes and nexthop objects of before.
 func adopt(routes []desired.Route, nexthops []desired.Nexthop) adoption {
-	a := adoption{hops: map[netip.Prefix][]snapshot.Hop{}, restarting: len(routes) > 0}
+	a := adoption{
+		hops: map[netip.Prefix][]snapshot.Hop{}, methods: map[netip.Prefix]path.Method{}, restarting: len(routes) > 0,
+	}
 	byID := make(map[desired.NexthopID]desired.Nexthop, len(nexthops))
 	for _, n := range nexthops {
 		byID[n.ID] = n
 	}
 	for _, r := range routes {
 		for _, id := range byID[r.Nexthop].Members() {
-			if n := byID[id]; n.Gateway.IsValid() && !isOurs(n.Device) {
+			n := byID[id]
+			if !n.Gateway.IsValid() {
+				continue
+			}
+			if a.methods[r.Prefix] = methodOf(n.Device); a.methods[r.Prefix] == path.Native {
 				a.hops[r.Prefix] = append(a.hops[r.Prefix], snapshot.Hop{Gateway: n.Gateway, Device: n.Device})
 			}
 		}

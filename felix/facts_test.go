@@ -15,6 +15,7 @@ import (
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/link"
+	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
@@ -56,7 +57,7 @@ func TestLinks(t *testing.T) {
 	}
 	var c factCache
 	for range 2 {
-		got, err := c.links(f)
+		got, err := c.links(f, func(string) bool { return false })
 		if diff := cmp.Diff(want, got, byValue); err != nil || diff != "" {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
@@ -66,7 +67,7 @@ func TestLinks(t *testing.T) {
 	}
 	c.forgetLinks()
 	f.err = errors.New("interrupted")
-	if _, err := c.links(f); !errors.Is(err, f.err) {
+	if _, err := c.links(f, func(string) bool { return false }); !errors.Is(err, f.err) {
 		t.Errorf("got %v, want %v", err, f.err)
 	}
 }
@@ -105,6 +106,10 @@ func TestAdopt(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, a.hops, byValue); diff != "" || !a.restarting || a.done {
 		t.Errorf("restarting %v, done %v (-want +got):\n%s", a.restarting, a.done, diff)
+	}
+	methods := map[netip.Prefix]path.Method{prefix("10.244.1.0/26"): path.Native, prefix("10.244.2.0/26"): path.VXLAN}
+	if diff := cmp.Diff(methods, a.methods, byValue); diff != "" {
+		t.Errorf("methods in use (-want +got):\n%s", diff)
 	}
 	if a := adopt(nil, nil); a.restarting || !a.done {
 		t.Errorf("a fresh node takes over: %+v", a)

@@ -66,6 +66,8 @@ type inputs struct {
 	pods        podStore
 	attachments func() []ipam.Allocation // of the pods that are connected: felix/workload
 	links       linkReader
+	filters     func(device string) bool // drops what comes in where the answer would not leave
+	can         snapshot.Capabilities    // of this node's kernel
 	monitor     *kernel.Monitor
 	nftPokes    <-chan struct{}
 	podPokes    <-chan struct{}
@@ -78,7 +80,14 @@ type outputs struct {
 	heart     *heart
 	metrics   *metrics
 	publish   func(*Report)
-	onChange  func([]PathReport)
+	tell      teller
+}
+
+// teller tells users, rarely, what changed: Events.
+type teller interface {
+	pathsChanged(changed []PathReport)
+	unanswered(p PathReport)
+	quorumChanged(q Quorum)
 }
 
 // schedule is what was asked for and when it is due.
@@ -101,7 +110,7 @@ type loop struct {
 	schedule
 
 	adopted adoption
-	clock   pathClock
+	paths   paths
 	facts   factCache
 
 	// What the last run found and brought about.
@@ -165,6 +174,8 @@ func (l *loop) listen(ctx context.Context, now time.Time) {
 		l.remote.Poke()
 	case <-l.speaker.Changed():
 		l.remote.Poke()
+	case <-l.paths.prober.Changed():
+		l.remote.Poke()
 	case <-l.podPokes:
 		l.local.Poke()
 		if l.yielding {
@@ -196,7 +207,7 @@ func (l *loop) disturbed(kinds kernel.Kind) {
 // one when BGP has had long enough. They are points in time, so that no stream of other pokes can
 // put them off.
 func (l *loop) pokeDue(now time.Time) {
-	if l.retry.due(now) || l.adopted.due(now) {
+	if l.retry.due(now) || l.adopted.due(now) || l.paths.due(now) {
 		l.remote.Poke()
 	}
 	if now.Sub(l.refreshed) >= l.refreshInterval() {
@@ -215,7 +226,7 @@ func (l *loop) idle(now time.Time) time.Duration {
 			d = min(d, wait)
 		}
 	}
-	for _, at := range []time.Time{l.retry.at, l.adopted.deadline()} {
+	for _, at := range []time.Time{l.retry.at, l.adopted.deadline(), l.paths.next} {
 		if at.After(now) { // otherwise the run is asked for already
 			d = min(d, at.Sub(now))
 		}
@@ -258,6 +269,7 @@ func (l *loop) once(ctx context.Context, remote bool) {
 	}
 	round.end(l.podError(ctx))
 	if remote {
+		l.paths.probe(l.view, l.state)
 		l.applyBGP(ctx)
 		l.save()
 	}
@@ -295,7 +307,7 @@ var errUnknownNode = errors.New("the API server does not know this node")
 func (l *loop) computeRemote(ctx context.Context) error {
 	now, speakerState := time.Now(), l.speaker.Snapshot()
 	settled := l.adopted.settled(speakerState, l.state.BGP.Peers, now)
-	links, err := l.facts.links(l.links)
+	links, err := l.facts.links(l.links, l.filters)
 	if err != nil {
 		return err
 	}
@@ -306,12 +318,13 @@ func (l *loop) computeRemote(ctx context.Context) error {
 	view := snapshot.Build(objects, snapshot.Local{
 		NodeName: l.node, Links: links, OwnBlocks: l.ownBlocks(), BGP: speakerState,
 		Adopted: l.adopted.hops, Settled: settled, Restarting: l.adopted.restarting,
+		ForeignIPIP: l.facts.foreign, AdoptedMethods: l.adopted.methods, Capabilities: l.can, Probes: l.paths.prober.Reports(),
 	})
 	if view.Self.Name == "" {
 		return errUnknownNode
 	}
 	l.view = view
-	l.state = calc.Remote(l.yield(view))
+	l.state = l.paths.decide(now, calc.Prepare(l.yield(view)))
 	l.dataplane.setRemote(l.state)
 	l.summarize(now)
 	l.trouble.blocks = l.giveBlocks()

@@ -9,12 +9,14 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/calc"
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
@@ -22,6 +24,8 @@ import (
 // run for the pods alone costs what they cost.
 type remoteSummary struct {
 	paths    []PathReport
+	quorum   Quorum
+	silent   map[path.Key]bool
 	routes   map[RouteClass]int
 	prefixes map[netip.Prefix]bool
 }
@@ -29,15 +33,33 @@ type remoteSummary struct {
 // summarize makes the summary of a new state, and tells of paths that changed their method.
 func (l *loop) summarize(now time.Time) {
 	l.noteIntruders(now)
-	paths, changed := l.clock.update(l.state.Paths, now)
+	paths, changed := l.paths.clock.update(l.state.Paths, now)
 	if len(changed) > 0 {
 		l.metrics.observeChanges(changed)
-		l.onChange(changed)
+		l.tell.pathsChanged(changed)
 	}
-	l.summary = remoteSummary{paths: paths, routes: routeClasses(l.state), prefixes: make(map[netip.Prefix]bool, len(l.state.Routes))}
+	l.tellSilence(paths)
+	quorum := l.paths.quorum(now, l.view, paths)
+	if lost := !quorum.Proven(); !quorum.Waiting && lost != l.paths.lost {
+		l.paths.lost = lost
+		l.tell.quorumChanged(quorum)
+	}
+	l.summary = remoteSummary{paths: paths, quorum: quorum, silent: l.summary.silent, routes: routeClasses(l.state), prefixes: make(map[netip.Prefix]bool, len(l.state.Routes))}
 	for _, r := range l.state.Routes {
 		l.summary.prefixes[r.Prefix] = true
 	}
+}
+
+// tellSilence tells of nodes that fell silent since the last run.
+func (l *loop) tellSilence(paths []PathReport) {
+	silent := make(map[path.Key]bool, len(l.summary.silent))
+	for _, p := range paths {
+		key := p.Decision.Key
+		if silent[key] = p.unanswered(); silent[key] && !l.summary.silent[key] && l.runs > 1 {
+			l.tell.unanswered(p)
+		}
+	}
+	l.summary.silent = silent
 }
 
 // intruder is a peer that announces what it must not.
@@ -82,6 +104,7 @@ func (l *loop) report() {
 	}
 	r := &Report{
 		Version: l.version, BGP: l.speaker.Snapshot(), Refused: l.state.Refused, Paths: l.summary.paths,
+		Quorum: l.summary.quorum, Can: l.can,
 		Routes: maps.Clone(l.summary.routes), InSync: l.factsComplete() && l.lastErr == nil, FromDisk: l.facts.fromDisk,
 		Problems: l.problems(), Generation: l.runs, MTU: l.state.MTU, Blocks: l.blockUse(),
 	}
@@ -156,20 +179,17 @@ func (l *loop) problems() []string {
 
 // routeClasses counts desired routes for the metric.
 func routeClasses(state calc.RemoteState) map[RouteClass]int {
-	tunnels := map[desired.NexthopID]bool{}
+	single := map[desired.NexthopID]string{}
 	for _, n := range state.Nexthops {
-		if isOurs(n.Device) {
-			tunnels[n.ID] = true
-		}
+		single[n.ID] = strings.ToLower(methodOf(n.Device).String())
 	}
 	method := map[desired.NexthopID]string{}
 	for _, n := range state.Nexthops {
 		if n.Group == "" {
 			continue
 		}
-		method[n.ID] = "native"
-		if members := n.Members(); len(members) > 0 && tunnels[members[0]] {
-			method[n.ID] = "vxlan"
+		if members := n.Members(); len(members) > 0 {
+			method[n.ID] = single[members[0]]
 		}
 	}
 	counts := map[RouteClass]int{}

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/heliograph-dev/heliograph/bgp"
+	"github.com/heliograph-dev/heliograph/felix/path"
 )
 
 // metrics are the agent's own, and those read off the last report when somebody scrapes.
@@ -24,6 +25,7 @@ type metrics struct {
 
 	sessionUp, sessionSince, prefixesIn, prefixesOut, prefixesRejected, sessionFlaps *prometheus.Desc
 	path, paths, routes, inSync, apiReachable, generation                            *prometheus.Desc
+	unanswered, blocked, others, answering                                           *prometheus.Desc
 	reachable                                                                        func() bool
 }
 
@@ -59,6 +61,10 @@ func newMetrics(reg prometheus.Registerer, version string, report *atomic.Pointe
 		sessionFlaps:     desc("bgp_session_flaps_total", "How often the session went down.", session...),
 		path:             desc("path_info", "1, with the method by which the node is reached, for pods' addresses of each family.", "node", "ipv4", "ipv6"),
 		paths:            desc("paths", "Remote nodes by family and the method by which they are reached.", "family", "method"),
+		unanswered:       desc("paths_unanswered", "Paths to nodes that answer by no method at all, by family.", "family"),
+		blocked:          desc("paths_blocked", "Paths that go by a worse method than the pool allows, by what keeps them from the best one.", "family", "reason"),
+		others:           desc("quorum_nodes", "Other nodes that are Ready and should answer probes."),
+		answering:        desc("quorum_nodes_answering", "Those of them that answer."),
 		routes:           desc("routes", "Routes that the agent wants in the kernel.", "family", "method"),
 		inSync:           desc("in_sync", "1 while the kernel is as it should be."),
 		apiReachable:     desc("apiserver_reachable", "1 while the API server answers."),
@@ -80,7 +86,7 @@ func newMetrics(reg prometheus.Registerer, version string, report *atomic.Pointe
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		m.sessionUp, m.sessionSince, m.prefixesIn, m.prefixesOut, m.prefixesRejected, m.sessionFlaps,
-		m.path, m.paths, m.routes, m.inSync, m.apiReachable, m.generation,
+		m.path, m.paths, m.routes, m.inSync, m.apiReachable, m.generation, m.unanswered, m.blocked, m.others, m.answering,
 	} {
 		ch <- d
 	}
@@ -103,6 +109,9 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		m.collectSession(ch, gauge, r, s)
 	}
 	m.collectPaths(gauge, r.Paths)
+	m.collectTroubles(gauge, r.Paths)
+	gauge(m.others, float64(r.Quorum.Others))
+	gauge(m.answering, float64(r.Quorum.Answering))
 	for class, n := range r.Routes {
 		gauge(m.routes, float64(n), class.Family.String(), class.Method)
 	}
@@ -128,6 +137,30 @@ func (m *metrics) collectPaths(gauge func(*prometheus.Desc, float64, ...string),
 	}
 	for k, n := range counts {
 		gauge(m.paths, float64(n), k[0], k[1])
+	}
+}
+
+// collectTroubles counts what keeps paths from being as good as they could be. Counts of zero are told
+// too: an alert needs a series that is there.
+func (m *metrics) collectTroubles(gauge func(*prometheus.Desc, float64, ...string), paths []PathReport) {
+	for _, f := range []bgp.Family{bgp.IPv4, bgp.IPv6} {
+		silent := 0
+		blocked := map[path.Block]int{path.Unavailable: 0, path.ProbesLost: 0, path.StillProving: 0}
+		for _, p := range paths {
+			if p.Family != f {
+				continue
+			}
+			if p.unanswered() {
+				silent++
+			}
+			if b := p.blocked(); b != path.NotBlocked {
+				blocked[b]++
+			}
+		}
+		gauge(m.unanswered, float64(silent), f.String())
+		for b, n := range blocked {
+			gauge(m.blocked, float64(n), f.String(), b.String())
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ package felix
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/felix/calc"
+	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
 // What a NodeStatus holds at most: it is one object of the API, and there are as many as nodes. In a
@@ -22,6 +24,8 @@ const (
 	maxProblems = 32
 	maxSessions = 256
 	maxPaths    = 512
+	// fewPaths is up to how many all that is known of each is told.
+	fewPaths = 64
 )
 
 // Report is what the agent knows of itself after a run of its loop. It is immutable.
@@ -33,6 +37,8 @@ type Report struct {
 	BGP        bgp.Snapshot
 	Refused    map[netip.Addr]calc.Refusal
 	Paths      []PathReport
+	Quorum     Quorum
+	Can        snapshot.Capabilities
 	Routes     map[RouteClass]int
 	MTU        int  // of pods
 	InSync     bool // the kernel is as it should be
@@ -48,11 +54,23 @@ type BlockUse struct {
 	InUse      int
 }
 
-// PathReport is a path and how long it has been so.
+// PathReport is a path, how long it has been so, and how often it changed its method.
 type PathReport struct {
 	calc.Path
-	Since time.Time
+	Since   time.Time
+	Changes int64
 }
+
+// Quorum counts the other nodes that are Ready, by the word of the API, and those of them that answer by
+// the network.
+type Quorum struct {
+	Others, Answering int
+	// Waiting says that too few answer, but not for long enough to call that a fact.
+	Waiting bool
+}
+
+// Proven says whether at least half of the others answer, or there are none.
+func (q Quorum) Proven() bool { return 2*q.Answering >= q.Others }
 
 // RouteClass is the label set of the route metric.
 type RouteClass struct {
@@ -75,11 +93,12 @@ func (c *pathClock) update(paths []calc.Path, now time.Time) (all, changed []Pat
 	for _, p := range paths {
 		k := pathKey{p.Node, p.Family}
 		before, known := (*c)[k]
-		r := PathReport{Path: p, Since: now}
+		r := PathReport{Path: p, Since: now, Changes: before.Changes}
 		if known && before.Method == p.Method {
 			r.Since = before.Since
 		}
 		if known && before.Method != p.Method {
+			r.Changes++
 			changed = append(changed, r)
 		}
 		next[k] = r
@@ -111,21 +130,21 @@ func (r *Report) nodeStatus() v1alpha1.NodeStatusStatus {
 	}
 	s.Sessions = worstFirst(s.Sessions, maxSessions, func(b v1alpha1.BGPSessionStatus) bool { return b.State != string(bgp.StateEstablished) })
 	for _, p := range r.Paths {
-		s.Paths = append(s.Paths, v1alpha1.PathStatus{
-			Node: p.Node, Family: p.Family.String(), Method: p.Method, NextHops: texts(p.NextHops),
-			Reason: p.Reason, Since: timeOf(p.Since),
-		})
+		s.Paths = append(s.Paths, p.status(len(r.Paths) <= fewPaths))
 		switch p.Method {
 		case v1alpha1.PathNative:
 			s.PathsNative++
+		case v1alpha1.PathIPIP:
+			s.PathsIPIP++
 		case v1alpha1.PathVXLAN:
 			s.PathsVXLAN++
 		case v1alpha1.PathNone:
 			s.PathsNone++
 		}
 	}
-	s.Paths = worstFirst(s.Paths, maxPaths, func(p v1alpha1.PathStatus) bool { return p.Method != v1alpha1.PathNative })
-	s.Conditions = []metav1.Condition{r.readyCondition()}
+	s.Paths = worstFirst(s.Paths, maxPaths, func(p v1alpha1.PathStatus) bool { return p.Method != v1alpha1.PathNative || p.Unanswered })
+	s.Capabilities = capabilities(r.Can)
+	s.Conditions = []metav1.Condition{r.readyCondition(), r.provenCondition()}
 	return s
 }
 
@@ -157,6 +176,25 @@ func (r *Report) readyCondition() metav1.Condition {
 	c := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionTrue, Reason: "InSync", Message: "the dataplane is in sync"}
 	if !r.InSync {
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "OutOfSync", "the dataplane is not in sync: see problems"
+	}
+	return c
+}
+
+// provenCondition tells whether the node's network is known to work: what a controller waits for before it
+// lets pods come here.
+func (r *Report) provenCondition() metav1.Condition {
+	c := metav1.Condition{
+		Type: v1alpha1.ConditionPathsProven, Status: metav1.ConditionTrue, Reason: "QuorumAnswers",
+		Message: "at least half of the other nodes that are Ready answer",
+	}
+	switch {
+	case r.Quorum.Others == 0:
+		c.Reason, c.Message = "NoOtherNode", "there is no other node that is Ready and has pod addresses"
+	case !r.Quorum.Proven() && r.Quorum.Waiting:
+		c.Status, c.Reason, c.Message = metav1.ConditionUnknown, "Probing", "waiting for the other nodes' answers"
+	case !r.Quorum.Proven():
+		c.Status, c.Reason = metav1.ConditionFalse, "NoQuorum"
+		c.Message = fmt.Sprintf("%d of %d other nodes that are Ready answer: see paths", r.Quorum.Answering, r.Quorum.Others)
 	}
 	return c
 }

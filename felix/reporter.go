@@ -108,6 +108,7 @@ func (r *reporter) writeStatus(ctx context.Context, report *Report) error {
 		return err
 	}
 	want := report.nodeStatus()
+	steady(want.Paths, r.known.Status.Paths)
 	conditions := slices.Clone(r.known.Status.Conditions)
 	for _, c := range append(want.Conditions, r.staleCondition(report)) {
 		apimeta.SetStatusCondition(&conditions, c)

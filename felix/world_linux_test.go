@@ -25,6 +25,8 @@ import (
 	"github.com/heliograph-dev/heliograph/cni"
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/kernel"
+	"github.com/heliograph-dev/heliograph/felix/path"
+	"github.com/heliograph-dev/heliograph/felix/probe"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
 )
@@ -181,6 +183,70 @@ func pod(device, ip string) ipam.Allocation {
 	return ipam.Allocation{Attachment: cni.Attachment{ContainerID: device, IfName: "eth0"}, Device: device, Addresses: [2]netip.Addr{addr(ip)}}
 }
 
+// fakeProber finds out what it is told to.
+type fakeProber struct {
+	mu      sync.Mutex
+	changed chan struct{}
+	reports map[path.Key]path.Report
+	config  probe.Config
+	targets []path.Target
+}
+
+func (f *fakeProber) Changed() <-chan struct{} { return f.changed }
+
+func (f *fakeProber) Reports() map[path.Key]path.Report {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reports
+}
+
+func (f *fakeProber) SetConfig(c probe.Config) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.config = c
+}
+
+func (f *fakeProber) SetTargets(targets []path.Target) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.targets = targets
+}
+
+// finds sets what was found out of each key, and pokes.
+func (f *fakeProber) finds(reports map[path.Key]path.Report) {
+	f.mu.Lock()
+	f.reports = reports
+	f.mu.Unlock()
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
+}
+
+// fakeTeller notes what it is told.
+type fakeTeller struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (f *fakeTeller) note(line string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.lines = append(f.lines, line)
+}
+
+func (f *fakeTeller) pathsChanged(changed []PathReport) {
+	for _, p := range changed {
+		f.note(p.Node + " " + p.Family.String() + " " + string(p.Method))
+	}
+}
+
+func (f *fakeTeller) unanswered(p PathReport) { f.note(p.Node + " " + p.Family.String() + " unanswered") }
+
+func (f *fakeTeller) quorumChanged(q Quorum) {
+	f.note(map[bool]string{true: "quorum", false: "no quorum"}[q.Proven()])
+}
+
 // world is a node with the kernel of the test's namespace, and a cluster that is made up:
 //
 //	a (this node)  192.168.11.1  10.244.0.0/26
@@ -191,6 +257,8 @@ type world struct {
 	source  *fakeSource
 	speaker *fakeSpeaker
 	pods    *fakePods
+	prober  *fakeProber
+	told    *fakeTeller
 	latest  atomic.Pointer[Report]
 	log     *logBuffer
 	sysctls string
@@ -210,6 +278,8 @@ func newWorld(t *testing.T) *world {
 		source:  &fakeSource{changed: make(chan struct{}, 1), synced: true, objects: cluster()},
 		speaker: &fakeSpeaker{changed: make(chan struct{}, 1)},
 		pods:    &fakePods{pokes: make(chan struct{}, 1)},
+		prober:  &fakeProber{changed: make(chan struct{}, 1)},
+		told:    &fakeTeller{},
 	}
 }
 
@@ -257,12 +327,13 @@ func (w *world) start() (stop func()) {
 		inputs: inputs{
 			source: w.source, speaker: w.speaker, pods: w.pods, attachments: w.pods.attachments,
 			links: d.links, monitor: monitor, nftPokes: d.nftPokes, podPokes: w.pods.pokes,
+			filters: func(string) bool { return false }, can: snapshot.Capabilities{Can: path.CanVXLAN},
 		},
 		outputs: outputs{
 			dataplane: newDataplane(d, m, h), gate: &gate{}, heart: h, metrics: m,
-			publish: func(r *Report) { w.latest.Store(r) }, onChange: func([]PathReport) {},
+			publish: func(r *Report) { w.latest.Store(r) }, tell: w.told,
 		},
-		adopted: adopted, clock: pathClock{},
+		adopted: adopted, paths: newPaths("a", w.prober),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

@@ -13,6 +13,7 @@ import (
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/bgp/topology"
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
@@ -42,18 +43,23 @@ func Local(workloads []snapshot.Workload) LocalState {
 	return s
 }
 
-// RemoteState is what follows from the cluster and from BGP.
+// RemoteState is what follows from the cluster, from BGP and from what was decided on the paths.
 type RemoteState struct {
 	Sysctls    []desired.Sysctl
 	VXLANs     []desired.VXLAN
+	IPIPs      []desired.IPIP
 	Addresses  []desired.Address
 	Neighbours []desired.Neighbour
 	FDB        []desired.FDBEntry
 	Nexthops   []desired.Nexthop
 	Routes     []desired.Route
 	NFT        desired.NFT // without Workloads: these are of Local
-	BGP        bgp.Desired
-	Paths      []Path
+	// Rules send each method's probes to the table with its routes; ProbeRoutes are those, by method.
+	Rules       []desired.Rule
+	ProbeRoutes [path.Methods][]desired.Route
+	Targets     []path.Target // of the probes
+	BGP         bgp.Desired
+	Paths       []Path
 	// Refused counts, per peer address, BGP paths that its peer may not announce: a node that
 	// announces what the API does not say it owns, or anybody who announces our own blocks.
 	Refused  map[netip.Addr]Refusal
@@ -67,8 +73,12 @@ type Refusal struct {
 	Example netip.Prefix // the first in order
 }
 
-// Remote computes everything but the pods of this node.
-func Remote(v snapshot.View) RemoteState {
+// Draft is a computation half way: what there is to decide is known, and not yet what was decided.
+type Draft struct{ c computation }
+
+// Prepare computes everything but the pods of this node, as far as it does not depend on the choice of
+// paths.
+func Prepare(v snapshot.View) *Draft {
 	c := computation{
 		View:     v,
 		nexthops: newNexthopTable(),
@@ -81,16 +91,49 @@ func Remote(v snapshot.View) RemoteState {
 	c.ownAddresses()
 	c.sysctls()
 	c.indexPaths()
+	c.findCandidates()
+	return &Draft{c}
+}
+
+// Inputs are the paths to be decided on.
+func (d *Draft) Inputs() []path.Input {
+	inputs := make([]path.Input, len(d.c.ways))
+	for i := range d.c.ways {
+		inputs[i] = d.c.ways[i].input
+	}
+	return inputs
+}
+
+// Finish computes the state that follows from the decisions, one for each of Inputs and in their order.
+func (d *Draft) Finish(decisions []path.Decision) RemoteState {
+	c := d.c
 	c.ownRoutes()
-	c.remoteRoutes()
+	c.remoteRoutes(decisions)
 	c.fabricRoutes()
+	c.probing(decisions)
 	c.firewall()
 	c.speaker()
-	objects, routes := c.nexthops.resolve()
-	c.out.Nexthops = objects
-	c.out.Routes = append(c.out.Routes, routes...)
-	slices.SortFunc(c.out.Routes, func(a, b desired.Route) int { return a.Prefix.Compare(b.Prefix) })
+	c.resolve()
 	return c.out
+}
+
+// resolve gives the nexthop objects their ids.
+func (c *computation) resolve() {
+	objects, ids := c.nexthops.resolve()
+	c.out.Nexthops = objects
+	for _, u := range c.nexthops.users {
+		u.route.Nexthop = ids[u.nexthop]
+		if u.table == path.Methods {
+			c.out.Routes = append(c.out.Routes, u.route)
+		} else {
+			c.out.ProbeRoutes[u.table] = append(c.out.ProbeRoutes[u.table], u.route)
+		}
+	}
+	byPrefix := func(a, b desired.Route) int { return a.Prefix.Compare(b.Prefix) }
+	slices.SortFunc(c.out.Routes, byPrefix)
+	for _, routes := range c.out.ProbeRoutes {
+		slices.SortFunc(routes, byPrefix)
+	}
 }
 
 type computation struct {
@@ -100,6 +143,7 @@ type computation struct {
 	owned      map[string][]snapshot.Block    // blocks by node, sorted by CIDR
 	ours       []netip.Prefix                 // own blocks, sorted
 	candidates pathIndex
+	ways       []way
 	nexthops   *nexthopTable
 	out        RemoteState
 }
@@ -170,21 +214,36 @@ func (c *computation) tunnelAddresses() {
 	if !ip.IsValid() {
 		return
 	}
-	for _, d := range c.out.VXLANs {
-		c.out.Addresses = append(c.out.Addresses, desired.Address{Device: d.Name, Prefix: netip.PrefixFrom(ip, ip.BitLen())})
+	for _, device := range c.tunnelDevices() {
+		c.out.Addresses = append(c.out.Addresses, desired.Address{Device: device, Prefix: netip.PrefixFrom(ip, ip.BitLen())})
 	}
 }
 
-// sysctls: forwarding, and loose reverse path filtering on the tunnels, since a packet may come in
-// by a tunnel while the answer leaves natively. The kernel takes the larger of all and the
-// device's own: 2 (loose) wins over a strict 1.
+func (c *computation) tunnelDevices() []string {
+	var out []string
+	for _, d := range c.out.VXLANs {
+		out = append(out, d.Name)
+	}
+	for _, d := range c.out.IPIPs {
+		out = append(out, d.Name)
+	}
+	return out
+}
+
+// sysctls: forwarding, and loose reverse path filtering on the tunnels and the uplink, since a packet may
+// come in by a tunnel while the answer leaves natively, and the reverse. The kernel takes the larger of
+// all and the device's own: 2 (loose) wins over a strict 1. An uplink that does not filter is left alone.
 func (c *computation) sysctls() {
 	c.out.Sysctls = []desired.Sysctl{{Path: "ipv4/ip_forward", Value: "1"}}
 	if c.Self.IPv6.IsValid() {
 		c.out.Sysctls = append(c.out.Sysctls, desired.Sysctl{Path: "ipv6/conf/all/forwarding", Value: "1"})
 	}
-	for _, d := range c.out.VXLANs {
-		c.out.Sysctls = append(c.out.Sysctls, desired.Sysctl{Path: "ipv4/conf/" + d.Name + "/rp_filter", Value: "2"})
+	loose := c.tunnelDevices()
+	if l, ok := c.links[bgp.IPv4]; ok && l.StrictRPF {
+		loose = append(loose, l.Device)
+	}
+	for _, device := range loose {
+		c.out.Sysctls = append(c.out.Sysctls, desired.Sysctl{Path: "ipv4/conf/" + device + "/rp_filter", Value: "2"})
 	}
 }
 
@@ -207,8 +266,11 @@ func (c *computation) firewall() {
 			n.NATSources = append(n.NATSources, p.CIDR)
 		}
 	}
+	n.Tunnels = c.tunnelDevices()
+	for _, d := range c.out.IPIPs {
+		n.IPIPLocal, n.IPIPOthers = append(n.IPIPLocal, d.Local), c.ForeignIPIP
+	}
 	for _, d := range c.out.VXLANs {
-		n.Tunnels = append(n.Tunnels, d.Name)
 		n.VXLANPorts = []uint16{d.Port}
 	}
 	for _, node := range c.Nodes {
@@ -230,7 +292,7 @@ func (c *computation) firewall() {
 func (c *computation) speaker() {
 	in := topology.Input{Self: c.NodeName, Config: c.BGPConfig, Peers: c.BGPPeers, Secrets: c.Secrets}
 	for _, n := range c.Nodes {
-		in.Nodes = append(in.Nodes, topology.Node(n))
+		in.Nodes = append(in.Nodes, topology.Node{Name: n.Name, Labels: n.Labels, IPv4: n.IPv4, IPv6: n.IPv6})
 	}
 	for _, p := range c.Pools {
 		in.Pools = append(in.Pools, p.CIDR)

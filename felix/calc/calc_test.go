@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -17,13 +18,24 @@ import (
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
 var comparers = cmp.Options{
 	cmpopts.EquateEmpty(),
+	cmp.AllowUnexported(path.Decision{}, path.State{}),
 	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+}
+
+// now is when all decisions of these tests are taken.
+var now = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+
+// Remote computes a state by a process that has just started.
+func Remote(v snapshot.View) RemoteState {
+	d := Prepare(v)
+	return d.Finish(path.NewMachine(v.NodeName).Decide(now, d.Inputs()))
 }
 
 // The cluster of these tests is the lab: node1 (us) and node2 in rack 1, node3 in rack 2.
@@ -62,7 +74,7 @@ func objects(enc v1alpha1.Encapsulation) snapshot.Objects {
 
 func local(paths ...bgp.Path) snapshot.Local {
 	return snapshot.Local{
-		NodeName: "node1", Settled: true,
+		NodeName: "node1", Settled: true, Capabilities: snapshot.Capabilities{Can: path.CanIPIP | path.CanVXLAN},
 		Links: []snapshot.OnLink{
 			{Device: "eth0", MTU: 1500, Addr: netip.MustParseAddr("192.168.11.11"), Subnet: netip.MustParsePrefix("192.168.11.0/24")},
 			{Device: "eth0", MTU: 1500, Addr: netip.MustParseAddr("fd00:11::11"), Subnet: netip.MustParsePrefix("fd00:11::/64")},
@@ -207,6 +219,7 @@ func TestRemoteWholeState(t *testing.T) {
 	wantAddresses := []desired.Address{
 		{Device: "lo", Prefix: netip.MustParsePrefix("10.244.0.1/32")}, {Device: "lo", Prefix: netip.MustParsePrefix("fd00:244::1/128")},
 		{Device: "hel-vxlan", Prefix: netip.MustParsePrefix("10.244.0.1/32")},
+		{Device: "hel-ipip", Prefix: netip.MustParsePrefix("10.244.0.1/32")},
 	}
 	if diff := cmp.Diff(wantAddresses, s.Addresses, comparers); diff != "" {
 		t.Errorf("addresses (-want +got):\n%s", diff)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
@@ -26,17 +27,19 @@ import (
 //	route 10.244.9.0/26 ─▶        │                        (shared by all nodes behind that router)
 //	                              └ replaced in one message when the path to node b changes
 //
-// Routes refer to groups only, if need be to groups of one: the kernel cannot replace a single
-// object by a group.
+// Routes for traffic refer to groups only, if need be to groups of one: the kernel cannot replace a single
+// object by a group. Those of probes through a tunnel, which never change, refer to the single one.
 type nexthopTable struct {
 	singles map[desired.NexthopKey]desired.Nexthop
 	groups  map[desired.NexthopKey][]desired.NexthopKey
-	users   []*routeRef
+	users   []routeRef
 }
 
+// routeRef is a route whose nexthop object has no id yet.
 type routeRef struct {
-	route desired.Route
-	group desired.NexthopKey
+	route   desired.Route
+	nexthop desired.NexthopKey
+	table   path.Method // whose probes' table it is of; Methods: the main one
 }
 
 func newNexthopTable() *nexthopTable {
@@ -58,12 +61,17 @@ func (h hop) key() desired.NexthopKey {
 func (t *nexthopTable) group(name desired.NexthopKey, hops []hop) {
 	members := make([]desired.NexthopKey, 0, len(hops))
 	for _, h := range hops {
-		k := h.key()
-		t.singles[k] = desired.Nexthop{Gateway: h.gateway, Device: h.device, OnLink: h.onLink}
-		members = append(members, k)
+		members = append(members, t.single(h))
 	}
 	slices.Sort(members)
 	t.groups[name] = slices.Compact(members)
+}
+
+// single defines a hop of its own, and returns its name.
+func (t *nexthopTable) single(h hop) desired.NexthopKey {
+	k := h.key()
+	t.singles[k] = desired.Nexthop{Gateway: h.gateway, Device: h.device, OnLink: h.onLink}
+	return k
 }
 
 // contentGroup defines a group named by its content, for a block that goes another way than the
@@ -110,8 +118,8 @@ func hashID(k desired.NexthopKey, salt uint32) desired.NexthopID {
 	return desired.NexthopID(h.Sum32() | 1<<31)
 }
 
-// resolve fills in the nexthop objects and the ids of routes.
-func (t *nexthopTable) resolve() ([]desired.Nexthop, []desired.Route) {
+// resolve returns the nexthop objects, and the ids by which routes refer to them.
+func (t *nexthopTable) resolve() ([]desired.Nexthop, map[desired.NexthopKey]desired.NexthopID) {
 	ids := t.ids()
 	objects := make([]desired.Nexthop, 0, len(ids))
 	for k, n := range t.singles {
@@ -126,10 +134,5 @@ func (t *nexthopTable) resolve() ([]desired.Nexthop, []desired.Route) {
 		objects = append(objects, desired.Nexthop{ID: ids[k], Group: desired.EncodeGroup(m)})
 	}
 	slices.SortFunc(objects, func(a, b desired.Nexthop) int { return cmp.Compare(a.ID, b.ID) })
-	routes := make([]desired.Route, 0, len(t.users))
-	for _, u := range t.users {
-		u.route.Nexthop = ids[u.group]
-		routes = append(routes, u.route)
-	}
-	return objects, routes
+	return objects, ids
 }

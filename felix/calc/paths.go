@@ -7,21 +7,11 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
-	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/bgp"
-	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
-
-// Path is the way to one remote node for one family of pod addresses.
-type Path struct {
-	Node     string
-	Family   bgp.Family
-	Method   v1alpha1.PathMethod
-	NextHops []netip.Addr
-	Reason   string // why this method and not a better one
-}
 
 // pathIndex holds the BGP paths that may be used, by prefix.
 type pathIndex struct {
@@ -83,119 +73,41 @@ func (c *computation) insideBlock(p netip.Prefix) bool {
 	return i >= 0 && c.Blocks[i].CIDR.Contains(p.Addr()) && c.Blocks[i].CIDR.Bits() < p.Bits()
 }
 
-// plan is a decision: how to reach a block.
-type plan struct {
-	method v1alpha1.PathMethod
-	hops   []hop // sorted
-	reason string
-}
-
-func (p plan) same(q plan) bool { return p.method == q.method && slices.Equal(p.hops, q.hops) }
-
-// remoteRoutes decides the way to every block of every other node. All blocks that go the way of
-// their node's primary block refer to the node's one group, so that a change of path is one
-// message; a block that differs, since its route has not arrived yet, has a group of its own.
-func (c *computation) remoteRoutes() {
-	for _, n := range c.Nodes {
-		if n.Name == c.NodeName {
-			continue
-		}
-		for _, f := range []bgp.Family{bgp.IPv4, bgp.IPv6} {
-			c.routesTo(n, f)
-		}
-	}
-}
-
-func (c *computation) routesTo(n snapshot.Node, f bgp.Family) {
-	var blocks []snapshot.Block
-	for _, b := range c.owned[n.Name] {
-		if bgp.FamilyOf(b.CIDR.Addr()) == f {
-			blocks = append(blocks, b)
-		}
-	}
-	if len(blocks) == 0 {
-		return
-	}
-	lead := max(0, slices.IndexFunc(blocks, func(b snapshot.Block) bool { return b.Primary && !b.Releasing }))
-	nodePlan := c.decide(n, f, blocks[lead])
-	c.out.Paths = append(c.out.Paths, Path{Node: n.Name, Family: f, Method: nodePlan.method, NextHops: gateways(nodePlan.hops), Reason: nodePlan.reason})
-	if nodePlan.method != v1alpha1.PathNone {
-		c.nexthops.group(nodeGroup(n, f), nodePlan.hops)
-	}
-	for _, b := range blocks {
-		p := c.decide(n, f, b)
-		switch {
-		case p.method == v1alpha1.PathNone:
-			// Better no answer than one from wherever the default route leads.
-			c.out.Routes = append(c.out.Routes, desired.Route{Prefix: b.CIDR, Type: desired.RouteBlackhole})
-		case p.same(nodePlan):
-			c.route(b.CIDR, nodeGroup(n, f))
-		default:
-			c.route(b.CIDR, c.nexthops.contentGroup(f, p.hops))
-		}
-	}
-}
-
-func (c *computation) route(prefix netip.Prefix, group desired.NexthopKey) {
-	c.nexthops.users = append(c.nexthops.users, &routeRef{
-		route: desired.Route{Prefix: prefix, Type: desired.RouteNexthop, Source: c.podSource[bgp.FamilyOf(prefix.Addr())]},
-		group: group,
-	})
-}
-
-// decide is the rule: native if a BGP next hop is on-link, else VXLAN to the owner, as far as the
-// pool allows.
-func (c *computation) decide(n snapshot.Node, f bgp.Family, b snapshot.Block) plan {
-	enc := v1alpha1.EncapsulationAuto
-	if pool, ok := c.PoolNamed(b.Pool); ok {
-		enc = pool.Encapsulation
-	}
-	switch enc {
-	case v1alpha1.EncapsulationVXLAN:
-		return c.vxlanPlan(n, f, "pool "+b.Pool+" says VXLAN")
-	case v1alpha1.EncapsulationVXLANCrossSubnet:
-		if link, ok := c.onLink(n.IP(f)); ok {
-			return plan{v1alpha1.PathNative, []hop{{gateway: n.IP(f), device: link.Device}}, "same subnet"}
-		}
-		return c.vxlanPlan(n, f, "pool "+b.Pool+" says VXLANCrossSubnet, and the node is in another subnet")
-	}
-	native, why := c.nativePlan(n, f, b)
-	if native.method == v1alpha1.PathNative {
-		return native
-	}
-	if enc == v1alpha1.EncapsulationNever {
-		return plan{method: v1alpha1.PathNone, reason: "pool " + b.Pool + " says Never, and " + why}
-	}
-	return c.vxlanPlan(n, f, why)
-}
-
-func (c *computation) vxlanPlan(n snapshot.Node, f bgp.Family, why string) plan {
-	t, ok := c.tunnelTo(n)
-	if !ok {
-		return plan{method: v1alpha1.PathNone, reason: why + "; no VXLAN: this node and " + n.Name + " share no address family"}
-	}
-	return plan{v1alpha1.PathVXLAN, []hop{{gateway: gatewayOf(n, f), device: t.device, onLink: true}}, why}
-}
-
-// nativePlan looks for BGP next hops that are on-link: the owner's own, or else the routers' that
-// have the shortest AS_PATH. Without any it says why.
-func (c *computation) nativePlan(n snapshot.Node, f bgp.Family, b snapshot.Block) (plan, string) {
+// nativeHops looks for BGP next hops that are on-link: the owner's own, or else the routers' that have the
+// shortest AS_PATH. It says what they rest on, or why there are none.
+func (c *computation) nativeHops(n snapshot.Node, f bgp.Family, b snapshot.Block) ([]hop, string) {
 	paths := c.candidates.covering(b.CIDR)
 	for _, p := range paths {
 		if link, ok := c.onLink(p.NextHop); ok && p.Kind == bgp.PeerNode && p.NextHop == n.IP(f) {
-			return plan{v1alpha1.PathNative, []hop{{gateway: p.NextHop, device: link.Device}}, "BGP route from the node itself, in the same subnet" + stale(p.Stale)}, ""
+			return []hop{{gateway: p.NextHop, device: link.Device}}, "BGP route from the node itself, in the same subnet" + stale(p.Stale)
 		}
 	}
 	if hops, isStale := c.fabricHops(paths); len(hops) > 0 {
-		return plan{v1alpha1.PathNative, hops, fmt.Sprintf("BGP route from the fabric, %d next hop(s)%s", len(hops), stale(isStale))}, ""
+		return hops, fmt.Sprintf("BGP route from the fabric, %d next hop(s)%s", len(hops), stale(isStale))
 	}
 	if hops := c.adoptedHops(b.CIDR); len(hops) > 0 {
-		return plan{v1alpha1.PathNative, hops, "kept from before the agent's restart, until BGP has converged"}, ""
+		return hops, "kept from before the agent's restart, until BGP has converged"
 	}
 	if len(paths) > 0 {
-		return plan{}, fmt.Sprintf("no next hop of its %d BGP route(s) is on-link (such as %s)", len(paths), paths[0].NextHop)
+		return nil, fmt.Sprintf("no next hop of its %d BGP route(s) is on-link (such as %s)", len(paths), paths[0].NextHop)
 	}
-	return plan{}, "no BGP route to " + b.CIDR.String()
+	return nil, "no BGP route to " + b.CIDR.String() + c.sessionDown(n)
+}
+
+// sessionDown says of a node in the same subnet, whose own session would tell of its blocks, that it is
+// down.
+func (c *computation) sessionDown(n snapshot.Node) string {
+	for _, s := range c.BGP.Sessions {
+		if s.Peer != "node/"+n.Name || s.State == bgp.StateEstablished {
+			continue
+		}
+		why := s.LastError
+		if why == "" {
+			why = "no reason known"
+		}
+		return fmt.Sprintf("; its session is down since %s (%s)", s.Since.UTC().Format(time.TimeOnly), why)
+	}
+	return ""
 }
 
 func stale(s bool) string {
@@ -286,7 +198,7 @@ func (c *computation) fabricRoutes() {
 			continue
 		}
 		if hops, _ := c.fabricHops(paths); len(hops) > 0 {
-			c.route(prefix, c.nexthops.contentGroup(bgp.FamilyOf(prefix.Addr()), hops))
+			c.route(prefix, c.nexthops.contentGroup(bgp.FamilyOf(prefix.Addr()), hops), 0)
 		}
 	}
 }

@@ -5,9 +5,11 @@ package calc
 import (
 	"crypto/sha256"
 	"net/netip"
+	"slices"
 
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
@@ -16,6 +18,9 @@ const (
 	vxlanOverhead4 = 20 + 8 + 8 + 14
 	vxlanOverhead6 = 40 + 8 + 8 + 14
 )
+
+// ipipOverhead is the outer IPv4 header.
+const ipipOverhead = 20
 
 // MACOf is the hardware address of a node's VXLAN device. It follows from the node's name, so that
 // nobody has to publish it: 46 bits of a hash, locally administered, unicast.
@@ -63,6 +68,18 @@ func (c *computation) tunnels() {
 		if link, ok := c.links[f]; ok && (devices[f] || preferred) {
 			c.out.VXLANs = append(c.out.VXLANs, c.device(f, link))
 		}
+	}
+	c.ipip()
+}
+
+// ipip sets up the one IPIP device, if this kernel can and some pool may want it.
+func (c *computation) ipip() {
+	link, ok := c.links[bgp.IPv4]
+	wanted := slices.ContainsFunc(c.Pools, func(p snapshot.Pool) bool {
+		return p.CIDR.Addr().Is4() && allowed(p.Encapsulation, bgp.IPv4, false).Has(path.IPIP)
+	})
+	if ok && wanted && c.Capabilities.Can&path.CanIPIP != 0 {
+		c.out.IPIPs = []desired.IPIP{{Name: desired.IPIPDevice, Local: c.Self.IPv4, MTU: max(1280, min(c.out.MTU, link.MTU)-ipipOverhead)}}
 	}
 }
 

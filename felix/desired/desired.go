@@ -31,7 +31,7 @@ const RouteMetric = 80
 // A probe must go by one method whatever the routes for the traffic say: it carries a mark, which sends
 // it to a table with that method's routes alone. The marks are "hel" and a number; all bits count.
 const (
-	MarkNative, MarkIPIP, MarkVXLAN    = 0x68656c01, 0x68656c02, 0x68656c03
+	MarkNative, MarkIPIP, MarkVXLAN    = 0x68650001, 0x68650002, 0x68650003
 	TableNative, TableIPIP, TableVXLAN = 80001, 80002, 80003
 	// RulePriority of the rules that do so, before the main table's 32766.
 	RulePriority = 80

@@ -300,6 +300,35 @@ func choose(s Set, current Method, d *Decision) Method {
 	return first(available)
 }
 
+// Block is what keeps a method from being used, in one word.
+type Block uint8
+
+// The blocks.
+const (
+	NotBlocked   Block = iota
+	Unavailable        // there is no route, or one end cannot
+	ProbesLost         // its probes are lost
+	StillProving       // it has to show that it works
+)
+
+// String names the block.
+func (b Block) String() string {
+	return [...]string{"none", "unavailable", "probes-lost", "proving"}[b]
+}
+
+// Block says what keeps a method from being used.
+func (d Decision) Block(m Method) Block {
+	switch s := d.Methods[m]; {
+	case !s.Available:
+		return Unavailable
+	case s.Lost:
+		return ProbesLost
+	case s.Phase == Proving:
+		return StillProving
+	}
+	return NotBlocked
+}
+
 // Why says in words why a method is not used, or what its state is.
 func (d Decision) Why(m Method) string {
 	s, e := d.Methods[m], d.Report.Methods[m]

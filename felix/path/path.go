@@ -6,6 +6,7 @@
 package path
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
@@ -103,4 +104,52 @@ type Report struct {
 	// Remote is what the remote node says it can do; valid if RemoteKnown.
 	Remote      Capabilities
 	RemoteKnown bool
+}
+
+// Need says how much a method is worth knowing.
+type Need uint8
+
+// The needs.
+const (
+	// Off: the method cannot be used, or may not.
+	Off Need = iota
+	// Standby: it could be used one day, or is the only one there is: nothing depends on knowing soon.
+	Standby
+	// Active: it is in use while others could be, or is a better one that has to prove itself.
+	Active
+)
+
+// Target is a path to be probed.
+type Target struct {
+	Key           Key
+	Local, Remote netip.Addr // the two nodes' own addresses in the pod network
+	// Group names those that share their ways: same next hops, same subnet. Where there are too many
+	// targets to probe each, some of a group speak for all.
+	Group string
+	Needs [Methods]Need
+	MTU   [Methods]int // the largest packet that should come through; 0: it need not be known
+}
+
+// Need says how a method should be probed, given what the pools allow.
+func (d Decision) Need(m Method, allowed Set, inUse Set) Need {
+	possible := 0
+	for other := range Methods {
+		if allowed.Has(other) && d.Methods[other].Available {
+			possible++
+		}
+	}
+	switch {
+	case !allowed.Has(m) || !d.Methods[m].Available:
+		return Off
+	case possible < 2:
+		return Standby
+	case inUse.Has(m):
+		return Active
+	}
+	for other := range Methods {
+		if inUse.Has(other) && m < other {
+			return Active
+		}
+	}
+	return Standby
 }

@@ -32,7 +32,7 @@ func BenchmarkQuestion(b *testing.B) {
 	now := time.Now()
 	p.core.setConfig(Config{Key: testKey, Locals: []netip.Addr{me}, Peers: []netip.Addr{me, other}}, now)
 	key := path.Key{Node: "b", Family: bgp.IPv4}
-	p.core.setTargets([]Target{{Key: key, Local: me, Remote: other, Needs: [path.Methods]Need{Active}}}, now)
+	p.core.setTargets([]path.Target{{Key: key, Local: me, Remote: other, Needs: [path.Methods]path.Need{path.Active}}}, now)
 	w := &p.core.targets[key].ways[path.Native]
 	for b.Loop() {
 		p.core.desk.peers[me].bucket.at = time.Time{} // without the limit

@@ -64,7 +64,7 @@ func (c *core) suspectGroup(w *way, now time.Time) {
 	var pulled []*way
 	for _, t := range c.groups[g] {
 		m := &t.ways[w.method]
-		if t == w.target || m.need == Off || t.doubt.active || t.doubt.queued || m.verdict() == path.Lost || t.silent {
+		if t == w.target || m.need == path.Off || t.doubt.active || t.doubt.queued || m.verdict() == path.Lost || t.silent {
 			continue
 		}
 		t.doubt = doubt{queued: true, began: now}
@@ -127,7 +127,7 @@ func (c *core) round(t *target, now time.Time) {
 	t.doubt.rounds++
 	t.doubt.echo = t.deaf() && c.able(t.Key.Family)
 	for i := range t.ways {
-		if w := &t.ways[i]; w.need != Off {
+		if w := &t.ways[i]; w.need != path.Off {
 			c.ask(w, small, 0, now)
 			if t.doubt.echo {
 				c.ask(w, echo, 0, now)
@@ -139,7 +139,7 @@ func (c *core) round(t *target, now time.Time) {
 // deaf says that the agent answers by no method any more.
 func (t *target) deaf() bool {
 	for i := range t.ways {
-		if w := &t.ways[i]; w.need != Off && !w.udp.losing(2) {
+		if w := &t.ways[i]; w.need != path.Off && !w.udp.losing(2) {
 			return false
 		}
 	}
@@ -150,7 +150,7 @@ func (t *target) deaf() bool {
 func (t *target) cost() int {
 	n := 0
 	for i := range t.ways {
-		if t.ways[i].need != Off {
+		if t.ways[i].need != path.Off {
 			n++
 		}
 	}
@@ -180,7 +180,7 @@ func (t *track) lastLoss() time.Time {
 func (t *target) unsettled(f func(*track)) {
 	for i := range t.ways {
 		w := &t.ways[i]
-		if w.need == Off {
+		if w.need == path.Off {
 			continue
 		}
 		if !w.udp.settled(t.doubt.began) {

@@ -56,7 +56,7 @@ type probe struct {
 
 // target is another node, for one family.
 type target struct {
-	Target
+	path.Target
 	local       netip.Addr // of ours, invalid: we have none of the family, and do not ask
 	ways        [path.Methods]way
 	rulings     [path.Methods]ruling
@@ -75,7 +75,7 @@ type target struct {
 type way struct {
 	target *target
 	method path.Method
-	need   Need
+	need   path.Need
 	lane   *lane
 	udp    track
 	icmp   track
@@ -161,7 +161,7 @@ func (t *target) forget() {
 	for i := range t.ways {
 		t.ways[i].udp.forget()
 		t.ways[i].icmp.forget()
-		t.ways[i].climb = t.ways[i].need != Off
+		t.ways[i].climb = t.ways[i].need != path.Off
 	}
 }
 
@@ -356,7 +356,7 @@ func (c *core) settle(p *probe, answered bool, rtt time.Duration, now time.Time)
 	c.close(p)
 	w := p.way
 	c.count.observe(w.method, answered, rtt)
-	if w.need == Off {
+	if w.need == path.Off {
 		return // nobody wants to know any more
 	}
 	if p.sort == padded {
@@ -412,7 +412,7 @@ func (c *core) rule(t *target, now time.Time) {
 	able := c.able(t.Key.Family)
 	for i := range t.ways {
 		w := &t.ways[i]
-		in[i] = testimony{needed: w.need != Off, udp: &w.udp, icmp: &w.icmp, kernelAble: able}
+		in[i] = testimony{needed: w.need != path.Off, udp: &w.udp, icmp: &w.icmp, kernelAble: able}
 	}
 	was := t.rulings
 	t.rulings, t.silent = judge(&in)
@@ -435,10 +435,10 @@ func (c *core) rule(t *target, now time.Time) {
 
 // proven says that a way that was new or came back needs no special watch any more.
 func (w *way) proven() bool {
-	if w.need == Active {
+	if w.need == path.Active {
 		return w.udp.answering(path.Window)
 	}
-	return w.need == Off || w.udp.answering(1)
+	return w.need == path.Off || w.udp.answering(1)
 }
 
 // step does all that is due.

@@ -167,7 +167,7 @@ func TestKeyRotation(t *testing.T) {
 func TestReplayedAnswer(t *testing.T) {
 	l, seal, me := newListener(t, testKey), newSealer(testKey), local(bgp.IPv4)
 	key := path.Key{Node: "b", Family: bgp.IPv4}
-	l.setTargets([]Target{{Key: key, Local: me, Remote: peer4, Needs: [path.Methods]Need{path.Native: Active, path.VXLAN: Active}}}, l.now)
+	l.setTargets([]path.Target{{Key: key, Local: me, Remote: peer4, Needs: [path.Methods]path.Need{path.Native: path.Active, path.VXLAN: path.Active}}}, l.now)
 	l.step(l.now)
 	if len(l.sent) != 2 {
 		t.Fatalf("%d questions", len(l.sent))
@@ -192,7 +192,7 @@ func TestReplayedAnswer(t *testing.T) {
 
 // TestScenes: three nodes that share nothing, and what becomes of the verdicts.
 func TestScenes(t *testing.T) {
-	needs := [path.Methods]Need{path.Native: Active, path.VXLAN: Standby}
+	needs := [path.Methods]path.Need{path.Native: path.Active, path.VXLAN: path.Standby}
 	victim := "node0"
 	native := func(w *world) path.Verdict { return w.verdict(victim, bgp.IPv4, path.Native) }
 	for _, c := range []struct {

@@ -112,7 +112,7 @@ func TestJudge(t *testing.T) {
 }
 
 func TestPlan(t *testing.T) {
-	lanes := func(n, members int, need Need) []*lane {
+	lanes := func(n, members int, need path.Need) []*lane {
 		var out []*lane
 		for range n {
 			out = append(out, &lane{need: need, members: make([]*way, members)})
@@ -126,10 +126,10 @@ func TestPlan(t *testing.T) {
 		sample int
 		period time.Duration
 	}{
-		{"three nodes", 3, lanes(2, 2, Active), 2, 1098 * time.Millisecond},
-		{"standby", 2, lanes(2, 1, Standby), 1, 10 * time.Second},
-		{"a thousand in two racks", 1000, lanes(2, 500, Active), 41, 6907 * time.Millisecond},
-		{"a thousand who share with nobody", 1000, lanes(1000, 1, Active), 1, 83333 * time.Millisecond},
+		{"three nodes", 3, lanes(2, 2, path.Active), 2, 1098 * time.Millisecond},
+		{"standby", 2, lanes(2, 1, path.Standby), 1, 10 * time.Second},
+		{"a thousand in two racks", 1000, lanes(2, 500, path.Active), 41, 6907 * time.Millisecond},
+		{"a thousand who share with nobody", 1000, lanes(1000, 1, path.Active), 1, 83333 * time.Millisecond},
 	} {
 		makePlan(c.nodes, c.lanes)
 		if l := c.lanes[0]; l.sample != c.sample || l.period.Truncate(time.Millisecond) != c.period {

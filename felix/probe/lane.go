@@ -29,7 +29,7 @@ type laneKey struct {
 
 // lane is the steady probing of a group by one method: one member after the other.
 type lane struct {
-	need    Need // the most that any member needs
+	need    path.Need // the most that any member needs
 	members []*way
 	cursor  int
 	entry   entry[*lane]
@@ -121,7 +121,7 @@ func (w *way) verdict() path.Verdict { return w.target.rulings[w.method].verdict
 // interval is the time between two questions.
 func (l *lane) interval() time.Duration {
 	d := l.period
-	if l.sampled() && l.need == Active && !l.lost && l.track.count > 0 && !l.track.answering(path.Window) {
+	if l.sampled() && l.need == path.Active && !l.lost && l.track.count > 0 && !l.track.answering(path.Window) {
 		d = min(d, climbInterval)
 	}
 	return d / time.Duration(max(1, l.sample))
@@ -165,7 +165,7 @@ func (c *core) arrange(nodes int, now time.Time) {
 		for i := range t.ways {
 			w := &t.ways[i]
 			w.lane = nil
-			if w.need == Off {
+			if w.need == path.Off {
 				continue
 			}
 			k := laneKey{group: g, method: w.method}
@@ -175,7 +175,7 @@ func (c *core) arrange(nodes int, now time.Time) {
 					l = &lane{}
 					l.entry.of = l
 				}
-				l.members, l.need = nil, Off
+				l.members, l.need = nil, path.Off
 				c.lanes[k] = l
 				lanes = append(lanes, l)
 			}
@@ -211,7 +211,7 @@ func (c *core) start(l *lane, now time.Time) {
 	}
 }
 
-func groupOf(t Target) groupKey {
+func groupOf(t path.Target) groupKey {
 	if t.Group == "" {
 		return groupKey{name: t.Key.Node, single: true, family: t.Key.Family}
 	}

@@ -101,13 +101,13 @@ func (n *network) node(ns, me, other string, mine, others int) {
 	}
 }
 
-func targetsOf(me, other string, mtu int) []Target {
-	var out []Target
+func targetsOf(me, other string, mtu int) []path.Target {
+	var out []path.Target
 	for i, f := range []bgp.Family{bgp.IPv4, bgp.IPv6} {
-		out = append(out, Target{
+		out = append(out, path.Target{
 			Key:   path.Key{Node: other, Family: f},
 			Local: netip.MustParseAddr(podAddrs[me][i]), Remote: netip.MustParseAddr(podAddrs[other][i]),
-			Needs: [path.Methods]Need{path.Native: Active, path.VXLAN: Active},
+			Needs: [path.Methods]path.Need{path.Native: path.Active, path.VXLAN: path.Active},
 			MTU:   [path.Methods]int{path.Native: mtu, path.VXLAN: 1450},
 		})
 	}

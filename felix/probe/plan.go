@@ -5,6 +5,8 @@ package probe
 import (
 	"math"
 	"time"
+
+	"github.com/heliograph-dev/heliograph/felix/path"
 )
 
 // How often, in a cluster of a few nodes. Times grow with the logarithm of the number of nodes, so that the
@@ -21,8 +23,8 @@ type plan struct {
 	factor float64
 }
 
-func interval(n Need) time.Duration {
-	if n == Active {
+func interval(n path.Need) time.Duration {
+	if n == path.Active {
 		return activeInterval
 	}
 	return standbyInterval

@@ -18,7 +18,7 @@ const (
 // back, or it is lost and its group is not.
 func (w *way) wantsAttention() bool {
 	t := w.target
-	if w.need == Off {
+	if w.need == path.Off {
 		return false
 	}
 	if t.silent || t.rulings[w.method].kernel {
@@ -33,7 +33,7 @@ func (c *core) attend(t *target, now time.Time) {
 	for i := range t.ways {
 		w := &t.ways[i]
 		wants = wants || w.wantsAttention()
-		climbs = climbs || w.climb && w.need != Off
+		climbs = climbs || w.climb && w.need != path.Off
 	}
 	switch {
 	case !wants || !t.local.IsValid():

@@ -23,28 +23,6 @@ import (
 // DefaultPort is the UDP port of questions and answers.
 const DefaultPort = 4793
 
-// Need is how much somebody wants to know of a method to a target.
-type Need uint8
-
-// The needs.
-const (
-	Off     Need = iota // it cannot be used: not probed
-	Standby             // possible but not used: probed rarely
-	Active              // used while others are possible, or a better one that is proving itself: probed often
-)
-
-// Target is another node, for one family of pods' addresses.
-type Target struct {
-	Key           path.Key
-	Local, Remote netip.Addr // the two nodes' own pod-network addresses
-	// Group names the nodes that share their ways: the same remote subnet and the same next hops. Empty: it
-	// shares with nobody.
-	Group string
-	Needs [path.Methods]Need
-	// MTU is the largest inner IP packet to expect, 0: do not measure.
-	MTU [path.Methods]int
-}
-
 // Config is what the cluster says about probing.
 type Config struct {
 	Key          []byte // of the HMAC; empty: nothing is asked and nothing answered
@@ -101,13 +79,13 @@ type Prober struct {
 	sockets sockets // while Run runs
 
 	config  atomic.Pointer[Config]
-	targets atomic.Pointer[[]Target]
+	targets atomic.Pointer[[]path.Target]
 	reports atomic.Pointer[map[path.Key]path.Report]
 	wake    atomic.Pointer[func()]
 	changed chan struct{}
 
 	takenConfig  *Config // what the core has
-	takenTargets *[]Target
+	takenTargets *[]path.Target
 	published    time.Time
 	bindAt       time.Time // when to try again, zero: bound
 	bindError    string
@@ -141,7 +119,7 @@ func New(options Options, log *slog.Logger) (*Prober, error) {
 		func(o outbound) error { return p.sockets.Send(o) },
 		func(f bgp.Family) bool { return p.sockets.Able(f) })
 	p.config.Store(&Config{})
-	p.targets.Store(&[]Target{})
+	p.targets.Store(&[]path.Target{})
 	p.reports.Store(&map[path.Key]path.Report{})
 	return p, nil
 }
@@ -157,7 +135,7 @@ func (p *Prober) SetConfig(c Config) {
 }
 
 // SetTargets sets whom to ask. It touches memory only, and takes effect while Run runs.
-func (p *Prober) SetTargets(targets []Target) {
+func (p *Prober) SetTargets(targets []path.Target) {
 	if slices.Equal(*p.targets.Load(), targets) {
 		return
 	}

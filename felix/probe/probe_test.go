@@ -82,7 +82,7 @@ func TestStalled(t *testing.T) {
 		p.sockets = s
 		key := path.Key{Node: "b", Family: bgp.IPv4}
 		p.SetConfig(Config{Key: testKey, Locals: []netip.Addr{local(bgp.IPv4)}})
-		p.SetTargets([]Target{{Key: key, Local: local(bgp.IPv4), Remote: peer4, Needs: [path.Methods]Need{path.Native: Active}}})
+		p.SetTargets([]path.Target{{Key: key, Local: local(bgp.IPv4), Remote: peer4, Needs: [path.Methods]path.Need{path.Native: path.Active}}})
 		way := func() *track { return &p.core.targets[key].ways[path.Native].udp }
 		for p.core.list == nil || way().run < 7 {
 			p.turn()
@@ -117,7 +117,7 @@ func TestChanged(t *testing.T) {
 	p.sockets = s
 	key := path.Key{Node: "b", Family: bgp.IPv4}
 	p.SetConfig(Config{Key: testKey, Locals: []netip.Addr{local(bgp.IPv4)}})
-	p.SetTargets([]Target{{Key: key, Local: local(bgp.IPv4), Remote: peer4, Needs: [path.Methods]Need{path.Native: Active}}})
+	p.SetTargets([]path.Target{{Key: key, Local: local(bgp.IPv4), Remote: peer4, Needs: [path.Methods]path.Need{path.Native: path.Active}}})
 	var runs []int
 	for end := epoch.Add(time.Minute); s.now.Before(end); {
 		p.turn()

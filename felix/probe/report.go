@@ -42,7 +42,7 @@ func (c *core) makeReport(t *target, now time.Time) {
 	}
 	r := path.Report{Silent: t.silent, Remote: t.remote, RemoteKnown: t.remoteKnown}
 	for i := range t.ways {
-		if w := &t.ways[i]; w.need != Off {
+		if w := &t.ways[i]; w.need != path.Off {
 			r.Methods[i] = w.evidence(now)
 		}
 	}

@@ -68,7 +68,7 @@ func newWorld(t testing.TB, seed uint64) *world {
 	return w
 }
 
-func (w *world) targets(targets []Target) {
+func (w *world) targets(targets []path.Target) {
 	for _, t := range targets {
 		w.names[t.Remote] = t.Key
 	}
@@ -149,11 +149,11 @@ func (w *world) report(node string, f bgp.Family) path.Report {
 }
 
 // nodes makes targets of both families, in racks of equal size.
-func nodes(n, racks int, needs [path.Methods]Need) []Target {
-	var out []Target
+func nodes(n, racks int, needs [path.Methods]path.Need) []path.Target {
+	var out []path.Target
 	for i := range n {
 		for _, f := range []bgp.Family{bgp.IPv4, bgp.IPv6} {
-			t := Target{Key: path.Key{Node: fmt.Sprintf("node%d", i), Family: f}, Local: local(f), Needs: needs}
+			t := path.Target{Key: path.Key{Node: fmt.Sprintf("node%d", i), Family: f}, Local: local(f), Needs: needs}
 			if racks > 0 {
 				t.Group = fmt.Sprintf("rack%d", i%racks)
 			}
@@ -167,9 +167,9 @@ func nodes(n, racks int, needs [path.Methods]Need) []Target {
 	return out
 }
 
-var allNeeds = [path.Methods]Need{Active, Standby, Standby}
+var allNeeds = [path.Methods]path.Need{path.Active, path.Standby, path.Standby}
 
-func thousand() []Target {
+func thousand() []path.Target {
 	targets := nodes(1000, 25, allNeeds)
 	for i := range targets {
 		targets[i].MTU = [path.Methods]int{1500, 1480, 1450}

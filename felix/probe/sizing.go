@@ -72,7 +72,7 @@ func (c *core) considerSizing(w *way, now time.Time) {
 	if w.lane.sampled() {
 		due, known = w.lane.sized, w.lane.mtu
 	}
-	if now.Before(due) || known > 0 && w.need != Active {
+	if now.Before(due) || known > 0 && w.need != path.Active {
 		return
 	}
 	*s = sizing{mtu: known, busy: true, full: full, floor: min(full, floorOf(t.Key.Family))}

@@ -11,7 +11,7 @@ import (
 
 // setTargets takes whom to ask. A target that was there keeps what is known of it, a way that was off begins
 // anew.
-func (c *core) setTargets(targets []Target, now time.Time) {
+func (c *core) setTargets(targets []path.Target, now time.Time) {
 	old := c.targets
 	c.targets = make(map[path.Key]*target, len(targets))
 	c.byAddr = make(map[netip.Addr]*target, len(targets))
@@ -44,7 +44,7 @@ func (c *core) setTargets(targets []Target, now time.Time) {
 	c.dirty = true
 }
 
-func newTarget(in Target) *target {
+func newTarget(in path.Target) *target {
 	t := &target{Target: in}
 	t.retry.of = t
 	for i := range t.ways {
@@ -54,19 +54,19 @@ func newTarget(in Target) *target {
 }
 
 // update takes what changed about a target.
-func (c *core) update(t *target, in Target, now time.Time) {
+func (c *core) update(t *target, in path.Target, now time.Time) {
 	for i := range t.ways {
 		w := &t.ways[i]
-		if w.need == Off && in.Needs[i] != Off {
+		if w.need == path.Off && in.Needs[i] != path.Off {
 			w.udp.forget()
 			w.icmp.forget()
 		}
-		if w.need != Off && in.Needs[i] == Off || t.MTU[i] != in.MTU[i] {
+		if w.need != path.Off && in.Needs[i] == path.Off || t.MTU[i] != in.MTU[i] {
 			c.abortSizing(w, now)
 			w.sizing = sizing{}
 		}
 		w.rising = w.rising || in.Needs[i] > w.need
-		if w.need = in.Needs[i]; w.need == Off {
+		if w.need = in.Needs[i]; w.need == path.Off {
 			w.climb = false
 		}
 	}
@@ -79,7 +79,7 @@ func (c *core) retire(t *target, now time.Time) {
 	for i := range t.ways {
 		w := &t.ways[i]
 		c.abortSizing(w, now)
-		w.need, w.climb = Off, false
+		w.need, w.climb = path.Off, false
 	}
 	c.pool.remove(&t.retry)
 	c.endBurst(t, now)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/bgp"
+	"github.com/heliograph-dev/heliograph/felix/path"
 )
 
 // Objects is what the API server says, as far as an agent needs it. It is kept on disk, so that an
@@ -38,12 +39,24 @@ type Local struct {
 	Workloads []Workload // the pods of this node
 	OwnBlocks []Block    // blocks that hold addresses of this node's pods, whether the API still knows them or not
 	BGP       bgp.Snapshot
+	// ForeignIPIP are the remote ends of IPIP tunnels of others on this node.
+	ForeignIPIP []netip.Addr
 	// Adopted are native next hops that the kernel held when this process started. They count as
 	// BGP paths until Settled.
 	Adopted map[netip.Prefix][]Hop
 	Settled bool // BGP has said all it had to say since the start
+	// AdoptedMethods are how the kernel reached remote blocks when this process started.
+	AdoptedMethods map[netip.Prefix]path.Method
+	Capabilities   Capabilities
+	Probes         map[path.Key]path.Report
 	// Restarting says that this node forwarded for an earlier agent until just now.
 	Restarting bool
+}
+
+// Capabilities are what this node's kernel was seen to do, and for each lacking one why not.
+type Capabilities struct {
+	Can path.Capabilities
+	Why map[path.Capabilities]string
 }
 
 // OnLink is a subnet on a device.
@@ -52,6 +65,9 @@ type OnLink struct {
 	MTU    int
 	Addr   netip.Addr // the node's own
 	Subnet netip.Prefix
+	// StrictRPF says that the device drops what comes in from where the answer would not leave to
+	// (RFC 3704): rp_filter is 1, on the device or on all.
+	StrictRPF bool
 }
 
 // Hop is a gateway on a device.
@@ -72,6 +88,7 @@ type Node struct {
 	Labels map[string]string
 	IPv4   netip.Addr // may be invalid
 	IPv6   netip.Addr // may be invalid
+	Ready  bool       // kubelet says so, and the API server believes it
 }
 
 // IP returns the node's address of a family; invalid if it has none.
@@ -107,6 +124,7 @@ type Felix struct {
 	MTU             int // 0: from the uplink
 	VXLANPort       uint16
 	VXLANVNI        uint32
+	ProbePort       uint16
 	RefreshInterval time.Duration
 	IPAMCooldown    time.Duration
 }
@@ -115,6 +133,7 @@ type Felix struct {
 const (
 	DefaultVXLANPort       = 4789
 	DefaultVXLANVNI        = 4096
+	DefaultProbePort       = 4793
 	DefaultRefreshInterval = 90 * time.Second
 	DefaultIPAMCooldown    = 30 * time.Second
 )
@@ -172,6 +191,9 @@ func Build(o Objects, l Local) View {
 // node takes the first InternalIP of each family, as kubelet reports them.
 func (v *View) node(n corev1.Node) Node {
 	out := Node{Name: n.Name, Labels: n.Labels}
+	for _, c := range n.Status.Conditions {
+		out.Ready = out.Ready || c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	}
 	for _, a := range n.Status.Addresses {
 		if a.Type != corev1.NodeInternalIP {
 			continue
@@ -241,7 +263,7 @@ func (v *View) PoolNamed(name string) (Pool, bool) {
 // felixOf lays the node's own FelixConfiguration over the default one, field by field.
 func felixOf(configs []v1alpha1.FelixConfiguration, node string) Felix {
 	f := Felix{
-		VXLANPort: DefaultVXLANPort, VXLANVNI: DefaultVXLANVNI,
+		VXLANPort: DefaultVXLANPort, VXLANVNI: DefaultVXLANVNI, ProbePort: DefaultProbePort,
 		RefreshInterval: DefaultRefreshInterval, IPAMCooldown: DefaultIPAMCooldown,
 	}
 	for _, name := range []string{v1alpha1.DefaultName, v1alpha1.NodeNamePrefix + node} {
@@ -263,6 +285,9 @@ func (f *Felix) lay(s v1alpha1.FelixConfigurationSpec) {
 	}
 	if s.VXLANVNI != nil {
 		f.VXLANVNI = uint32(*s.VXLANVNI) //nolint:gosec // 1 to 2^24-1 by validation
+	}
+	if s.ProbePort != nil {
+		f.ProbePort = uint16(*s.ProbePort) //nolint:gosec // 1 to 65535 by validation
 	}
 	if s.RouteRefreshInterval != nil {
 		f.RefreshInterval = s.RouteRefreshInterval.Duration

@@ -242,7 +242,7 @@ func (w *Watcher) Load() (snapshot.Objects, time.Time, error) { return w.store.l
 
 // secretsOf names the Secrets that the objects refer to.
 func secretsOf(o snapshot.Objects) map[string]bool {
-	names := map[string]bool{}
+	names := map[string]bool{v1alpha1.ProbeSecret: true}
 	note := func(p *v1alpha1.BGPPassword) {
 		if p != nil {
 			names[p.SecretKeyRef.Name] = true
@@ -257,7 +257,7 @@ func secretsOf(o snapshot.Objects) map[string]bool {
 	return names
 }
 
-// trimNode keeps of a Node what an agent needs: its name, labels and addresses.
+// trimNode keeps of a Node what an agent needs: its name, labels, addresses, and whether it is Ready.
 func trimNode(obj any) (any, error) {
 	n, ok := obj.(*corev1.Node)
 	if !ok {
@@ -268,8 +268,18 @@ func trimNode(obj any) (any, error) {
 		ObjectMeta: metav1.ObjectMeta{
 			Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels,
 		},
-		Status: corev1.NodeStatus{Addresses: n.Status.Addresses},
+		Status: corev1.NodeStatus{Addresses: n.Status.Addresses, Conditions: readiness(n.Status.Conditions)},
 	}, nil
+}
+
+// readiness is the condition Ready without the heartbeats and words that change all the time.
+func readiness(conditions []corev1.NodeCondition) []corev1.NodeCondition {
+	for _, c := range conditions {
+		if c.Type == corev1.NodeReady {
+			return []corev1.NodeCondition{{Type: c.Type, Status: c.Status}}
+		}
+	}
+	return nil
 }
 
 // matters says whether an update changed anything that an agent looks at: not a heartbeat, and
@@ -278,7 +288,7 @@ func matters(before, after any) bool {
 	switch a := after.(type) {
 	case *corev1.Node:
 		b, ok := before.(*corev1.Node)
-		return !ok || !maps.Equal(a.Labels, b.Labels) || !reflect.DeepEqual(a.Status.Addresses, b.Status.Addresses)
+		return !ok || !maps.Equal(a.Labels, b.Labels) || !reflect.DeepEqual(a.Status, b.Status)
 	case *corev1.Secret:
 		b, ok := before.(*corev1.Secret)
 		return !ok || !reflect.DeepEqual(a.Data, b.Data)

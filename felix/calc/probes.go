@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package calc
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/heliograph-dev/heliograph/bgp"
+	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/path"
+)
+
+// marks and tables of the probes, by method.
+var (
+	marks  = [path.Methods]uint32{path.Native: desired.MarkNative, path.IPIP: desired.MarkIPIP, path.VXLAN: desired.MarkVXLAN}
+	tables = [path.Methods]uint32{path.Native: desired.TableNative, path.IPIP: desired.TableIPIP, path.VXLAN: desired.TableVXLAN}
+)
+
+// probing lets a probe go to each other node by each method that there is, whatever the choice: a mark
+// sends it to a table that knows that method alone.
+func (c *computation) probing(decisions []path.Decision) {
+	for _, f := range []bgp.Family{bgp.IPv4, bgp.IPv6} {
+		if c.podSource[f].IsValid() {
+			c.probeRules(f)
+		}
+	}
+	for i := range c.ways {
+		w := &c.ways[i]
+		to := w.podAddress()
+		if !to.IsValid() || !c.podSource[w.family].IsValid() {
+			continue
+		}
+		for m := range path.Methods {
+			if w.input.Available.Has(m) {
+				c.probeRoute(w, m, to)
+			}
+		}
+		c.out.Targets = append(c.out.Targets, c.target(w, decisions[i], to))
+	}
+}
+
+// probeRules are the rules of a family, and what else is in each table: what a method cannot reach in the
+// pod network must not be reached by another. The rest of the world must be found in the main table: the
+// outer packet of a tunnel carries the mark of the inner one.
+func (c *computation) probeRules(f bgp.Family) {
+	for m := range path.Methods {
+		if m == path.IPIP && f == bgp.IPv6 {
+			continue
+		}
+		c.out.Rules = append(c.out.Rules, desired.Rule{
+			Family: uint8(f), Priority: desired.RulePriority, Mark: marks[m], Table: tables[m],
+		})
+		for _, p := range c.Pools {
+			if bgp.FamilyOf(p.CIDR.Addr()) == f {
+				c.out.ProbeRoutes[m] = append(c.out.ProbeRoutes[m], desired.Route{Prefix: p.CIDR, Type: desired.RouteBlackhole})
+			}
+		}
+	}
+}
+
+func (c *computation) probeRoute(w *way, m path.Method, to netip.Addr) {
+	hops := w.hops(w.blocks[w.lead], m)
+	var nexthop desired.NexthopKey
+	if m == path.Native {
+		nexthop = c.nexthops.contentGroup(w.family, hops) // shared by all behind the same routers
+	} else {
+		nexthop = c.nexthops.single(hops[0])
+	}
+	c.nexthops.users = append(c.nexthops.users, routeRef{
+		route: desired.Route{
+			Prefix: netip.PrefixFrom(to, to.BitLen()), Type: desired.RouteNexthop, Source: c.podSource[w.family],
+		},
+		nexthop: nexthop, table: m,
+	})
+}
+
+// target is what the prober is to find out about a path.
+func (c *computation) target(w *way, d path.Decision, to netip.Addr) path.Target {
+	t := path.Target{Key: w.input.Key, Local: c.podSource[w.family], Remote: to, Group: group(w)}
+	var allowed, inUse path.Set
+	for _, b := range w.blocks {
+		allowed |= b.wanted()
+		if m := d.Choose(b.wanted()); m != path.Methods {
+			inUse |= path.SetOf(m)
+		}
+	}
+	for m := range path.Methods {
+		if t.Needs[m] = d.Need(m, allowed, inUse); t.Needs[m] != path.Off {
+			t.MTU[m] = c.methodMTU(w, m)
+		}
+	}
+	return t
+}
+
+// group tells together the nodes to which all ways are the same: behind the same next hops, and neighbours
+// by their addresses. The other end's netmask is not known here; /24 and /64 are what racks have.
+func group(w *way) string {
+	ip := w.node.IP(w.family)
+	if !ip.IsValid() {
+		return w.node.Name
+	}
+	bits := 24
+	if ip.Is6() {
+		bits = 64
+	}
+	return fmt.Sprint(netip.PrefixFrom(ip, bits).Masked(), gateways(w.blocks[w.lead].native))
+}
+
+// methodMTU is the largest packet of a pod that the device of a method lets pass.
+func (c *computation) methodMTU(w *way, m path.Method) int {
+	if m == path.Native || len(w.tunnel[m]) == 0 {
+		return c.out.MTU
+	}
+	device := w.tunnel[m][0].device
+	for _, d := range c.out.IPIPs {
+		if d.Name == device {
+			return d.MTU
+		}
+	}
+	for _, d := range c.out.VXLANs {
+		if d.Name == device {
+			return d.MTU
+		}
+	}
+	return 0
+}
