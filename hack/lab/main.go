@@ -27,6 +27,7 @@ const usage = `usage: lab COMMAND
   smoke               prove pod-to-pod and service traffic with pods on every node
   kubectl ARGS...     kubectl as the cluster's administrator
   exec HOST CMD...    run a command on a host: node1…, leaf1, leaf2, spine, control
+  start ROUTER DAEMON start a daemon of a router again: zebra, bfdd or bgpd
   load FILE.tar       import an image archive on all nodes
   build [e2e.test]    build Kubernetes and the images into the cache, print its directory
 `
@@ -35,7 +36,7 @@ type command func(ctx context.Context, lab *cluster.Lab, args []string) error
 
 var commands = map[string]command{
 	"up": up, "down": down, "status": status, "smoke": smoke,
-	"kubectl": kubectl, "exec": execute, "load": load, "build": build,
+	"start": startDaemon, "kubectl": kubectl, "exec": execute, "load": load, "build": build,
 }
 
 func main() {
@@ -198,6 +199,13 @@ func dirInside(h host.Host) string {
 		return "/"
 	}
 	return cwd
+}
+
+func startDaemon(ctx context.Context, lab *cluster.Lab, args []string) error {
+	if len(args) != 2 {
+		return errors.New("start: want a router and a daemon")
+	}
+	return lab.StartDaemon(ctx, args[0], args[1])
 }
 
 func load(ctx context.Context, lab *cluster.Lab, args []string) error {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -46,12 +47,28 @@ func (l *Lab) startRouter(ctx context.Context, h topology.Host) error {
 	}
 	var services []service
 	for _, d := range routerDaemons {
-		services = append(services, service{
-			host: hh, name: d, argv: []string{frrDir + d},
-			ready: listens(filepath.Join(root, "run/frr", d+".vty")),
-		})
+		services = append(services, routerService(h, d))
 	}
 	return l.ensureAll(ctx, services)
+}
+
+func routerService(h topology.Host, daemon string) service {
+	hh := hostOf(h)
+	return service{
+		host: hh, name: daemon, argv: []string{frrDir + daemon},
+		ready: listens(filepath.Join(hh.Dir, "root/run/frr", daemon+".vty")),
+	}
+}
+
+// StartDaemon starts a daemon of a router that has ended, and leaves the others alone: what Up does not,
+// for the sake of zebra, whose clients must not be older than itself.
+func (l *Lab) StartDaemon(ctx context.Context, router, daemon string) error {
+	for _, h := range l.plan.Hosts {
+		if h.Name == router && h.IsRouter() && slices.Contains(routerDaemons, daemon) {
+			return l.ensure(ctx, routerService(h, daemon))
+		}
+	}
+	return fmt.Errorf("start %s on %s: want a router and one of %s", daemon, router, strings.Join(routerDaemons, ", "))
 }
 
 // stopRouterIfCrippled ends all daemons of a router that lacks one, as FRR's own
