@@ -45,6 +45,28 @@ type BGPTimers struct {
 	ConnectRetryTime *metav1.Duration `json:"connectRetryTime,omitempty"`
 }
 
+// BFD is RFC 5880 over one hop (RFC 5881): packets that tell within milliseconds that a peer cannot be
+// reached. It needs BFD on both sides; without it on the other side the session works as if it were off.
+type BFD struct {
+	// enabled turns BFD on. Default false.
+	// +optional
+	Enabled *bool `json:"enabled,omitempty"`
+	// transmitInterval between the packets that we send (Desired Min TX Interval): 10ms to 60s. Default 300ms.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10ms') && duration(self) <= duration('60s')",message="transmitInterval must be 10ms to 60s"
+	TransmitInterval *metav1.Duration `json:"transmitInterval,omitempty"`
+	// receiveInterval between the packets that we can receive (Required Min RX Interval): 10ms to 60s. Default 300ms.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10ms') && duration(self) <= duration('60s')",message="receiveInterval must be 10ms to 60s"
+	ReceiveInterval *metav1.Duration `json:"receiveInterval,omitempty"`
+	// detectMultiplier is how many packets in a row must be missing before the other side takes us
+	// for dead: 2 to 255. Default 3.
+	// +optional
+	// +kubebuilder:validation:Minimum=2
+	// +kubebuilder:validation:Maximum=255
+	DetectMultiplier *int32 `json:"detectMultiplier,omitempty"`
+}
+
 // BGPConfigurationSpec holds what is common to all BGP speakers of the cluster.
 type BGPConfigurationSpec struct {
 	// asNumber of the cluster (RFC 6793). Every node speaks with this AS number.
@@ -76,6 +98,11 @@ type BGPConfigurationSpec struct {
 	// gracefulRestart of the sessions between nodes, and the default of BGPPeers.
 	// +optional
 	GracefulRestart *GracefulRestart `json:"gracefulRestart,omitempty"`
+
+	// bfd of the sessions between nodes of one subnet, and the default of BGPPeers that are directly
+	// connected. Off without it.
+	// +optional
+	BFD *BFD `json:"bfd,omitempty"`
 }
 
 // BGPConfigurationStatus is written by the controller.
@@ -173,6 +200,11 @@ type BGPPeerSpec struct {
 	// gracefulRestart of the session. Default: that of the BGPConfiguration.
 	// +optional
 	GracefulRestart *GracefulRestart `json:"gracefulRestart,omitempty"`
+
+	// bfd of the session: the router must be directly connected. Default, field by field: that of
+	// the BGPConfiguration.
+	// +optional
+	BFD *BFD `json:"bfd,omitempty"`
 
 	// acceptPrefixes are networks that are accepted from this router besides the pools: a route
 	// is accepted if one of them contains it. By default only routes within pools are.

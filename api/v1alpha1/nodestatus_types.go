@@ -26,6 +26,13 @@ type BGPSessionStatus struct {
 	// lastError is why the session last went down, or may not start.
 	// +optional
 	LastError string `json:"lastError,omitempty"`
+	// bfd is the state of the BFD session (RFC 5880 §6.2): "Down", "Init", "Up" or "AdminDown". Empty
+	// without BFD. A session can be established while BFD is down: the peer may not speak it.
+	// +optional
+	BFD string `json:"bfd,omitempty"`
+	// bfdSince is since when BFD has been in this state.
+	// +optional
+	BFDSince *metav1.Time `json:"bfdSince,omitempty"`
 }
 
 // PathMethod is how traffic reaches another node.
