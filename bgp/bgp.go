@@ -76,6 +76,14 @@ type Timers struct {
 	ConnectRetry time.Duration
 }
 
+// BFD is RFC 5880 as one session uses it: asynchronous, over one hop (RFC 5881).
+type BFD struct {
+	Enabled          bool
+	TransmitInterval time.Duration // Desired Min TX Interval
+	ReceiveInterval  time.Duration // Required Min RX Interval
+	DetectMultiplier uint8
+}
+
 // Peer is one session that the speaker should have. Its Address is its identity.
 type Peer struct {
 	Name            string // "node/NAME" or "peer/NAME": for logs, status and metrics
@@ -90,6 +98,7 @@ type Peer struct {
 	EBGPMultihop    uint8 // hops; 0 or 1: directly connected. Without meaning for iBGP
 	AllowOwnASN     uint8 // how often our own AS may stand in a received AS_PATH
 	GracefulRestart GracefulRestart
+	BFD             BFD            // of a directly connected peer
 	Families        []Family       // negotiated on the one session (RFC 4760)
 	Accept          []netip.Prefix // a received route is accepted if one of these contains it; sorted. Empty: nothing is
 }
@@ -134,6 +143,17 @@ const (
 	StateHeld SessionState = "Held"
 )
 
+// BFDState is a state of RFC 5880 §6.2. It is empty without BFD.
+type BFDState string
+
+// The states of a BFD session.
+const (
+	BFDAdminDown BFDState = "AdminDown"
+	BFDDown      BFDState = "Down"
+	BFDInit      BFDState = "Init"
+	BFDUp        BFDState = "Up"
+)
+
 // Session is the state of one peer.
 type Session struct {
 	Peer        string // Peer.Name
@@ -147,6 +167,8 @@ type Session struct {
 	PrefixesIn  int64     // accepted
 	PrefixesOut int64
 	Rejected    int64 // received and refused by Accept, or by AS_PATH loop
+	BFD         BFDState
+	BFDSince    time.Time // of its last change
 	// EndOfRIB lists the families whose initial update is complete (RFC 4724 §2).
 	EndOfRIB []Family
 }

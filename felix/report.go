@@ -169,6 +169,7 @@ func (r *Report) sessionStatus(s bgp.Session) v1alpha1.BGPSessionStatus {
 		Name: s.Peer, PeerIP: s.Address.String(), ASNumber: int64(s.ASN), State: string(s.State),
 		Since: timeOf(s.Since), PrefixesIn: s.PrefixesIn, PrefixesOut: s.PrefixesOut,
 		Rejected: s.Rejected + r.Refused[s.Address].Routes, Flaps: s.Flaps, LastError: s.LastError,
+		BFD: string(s.BFD), BFDSince: timeOf(s.BFDSince),
 	}
 }
 
