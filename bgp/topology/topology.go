@@ -26,6 +26,9 @@ const (
 	DefaultHoldTime     = 90 * time.Second
 	DefaultConnectRetry = 5 * time.Second
 	DefaultRestartTime  = 120 * time.Second
+
+	DefaultBFDInterval   = 300 * time.Millisecond
+	DefaultBFDMultiplier = 3
 )
 
 // Node is a node as a BGP speaker.
@@ -44,6 +47,7 @@ type Input struct {
 	Peers   []v1alpha1.BGPPeer
 	Pools   []netip.Prefix               // what may be accepted from anybody
 	Secrets map[string]map[string][]byte // by name in heliograph's namespace
+	Subnets []netip.Prefix               // of this node's links: BFD reaches no further
 }
 
 // Problem is an object that could not be obeyed in full.
@@ -127,6 +131,7 @@ func (b *builder) mesh() {
 			Address: remote, Port: port(b.Config.ListenPort), LocalAddress: local, ASN: b.asn(),
 			Password: password, Held: held, Timers: timers(b.Config.BGPTimers, v1alpha1.BGPTimers{}),
 			GracefulRestart: restart(b.Config.GracefulRestart, nil),
+			BFD:             b.meshBFD(remote),
 			Families:        b.families(n), Accept: b.pools,
 		})
 	}
@@ -163,8 +168,44 @@ func (b *builder) fabric(p v1alpha1.BGPPeer) {
 		EBGPMultihop:    uint8Of(p.Spec.EBGPMultihop),
 		AllowOwnASN:     uint8Of(p.Spec.NumAllowedLocalASNumbers),
 		GracefulRestart: restart(p.Spec.GracefulRestart, b.Config.GracefulRestart),
+		BFD:             b.fabricBFD(object, p.Spec, addr.Unmap()),
 		Families:        b.families(b.self), Accept: accept,
 	})
+}
+
+// meshBFD is BFD with another node. Between subnets there is none: GoBGP speaks it over one hop only,
+// and a mesh spans subnets by its nature, so that is no problem to report.
+func (b *builder) meshBFD(remote netip.Addr) bgp.BFD {
+	if !b.onLink(remote) {
+		return bgp.BFD{}
+	}
+	return bfd(nil, b.Config.BFD)
+}
+
+// fabricBFD is BFD with a router. What the BGPPeer itself asks for and cannot have is a problem; a
+// default of the BGPConfiguration is only meant for those that can.
+func (b *builder) fabricBFD(object string, spec v1alpha1.BGPPeerSpec, remote netip.Addr) bgp.BFD {
+	wanted := bfd(spec.BFD, b.Config.BFD)
+	if !wanted.Enabled {
+		return bgp.BFD{}
+	}
+	why := ""
+	switch {
+	case uint8Of(spec.EBGPMultihop) > 1:
+		why = "bfd: not with ebgpMultihop: BFD works over one hop only"
+	case !b.onLink(remote):
+		why = fmt.Sprintf("bfd: %s is in no subnet of node %s: BFD works over one hop only", remote, b.self.Name)
+	default:
+		return wanted
+	}
+	if spec.BFD != nil && spec.BFD.Enabled != nil && *spec.BFD.Enabled {
+		b.problem(object, why)
+	}
+	return bgp.BFD{}
+}
+
+func (b *builder) onLink(a netip.Addr) bool {
+	return slices.ContainsFunc(b.Subnets, func(s netip.Prefix) bool { return s.Contains(a) })
 }
 
 // add keeps the first session of each address: nodes before routers, then by name.
@@ -289,4 +330,30 @@ func restart(own, common *v1alpha1.GracefulRestart) bgp.GracefulRestart {
 		}
 	}
 	return gr
+}
+
+// bfd takes each field from the first that sets it. It is the zero BFD unless enabled.
+func bfd(own, common *v1alpha1.BFD) bgp.BFD {
+	b := bgp.BFD{TransmitInterval: DefaultBFDInterval, ReceiveInterval: DefaultBFDInterval, DetectMultiplier: DefaultBFDMultiplier}
+	for _, layer := range []*v1alpha1.BFD{common, own} {
+		if layer == nil {
+			continue
+		}
+		if layer.Enabled != nil {
+			b.Enabled = *layer.Enabled
+		}
+		if layer.TransmitInterval != nil {
+			b.TransmitInterval = layer.TransmitInterval.Duration
+		}
+		if layer.ReceiveInterval != nil {
+			b.ReceiveInterval = layer.ReceiveInterval.Duration
+		}
+		if layer.DetectMultiplier != nil {
+			b.DetectMultiplier = uint8Of(layer.DetectMultiplier)
+		}
+	}
+	if !b.Enabled {
+		return bgp.BFD{}
+	}
+	return b
 }

@@ -156,3 +156,56 @@ func TestRouterIDWithoutIPv4(t *testing.T) {
 		t.Errorf("router ID = %v, want four bytes that are not zero (RFC 6286)", id)
 	}
 }
+
+func TestBFD(t *testing.T) {
+	on := &v1alpha1.BFD{Enabled: ptr(true)}
+	ms := func(n int) *metav1.Duration { return &metav1.Duration{Duration: time.Duration(n) * time.Millisecond} }
+	defaults := bgp.BFD{Enabled: true, TransmitInterval: 300 * time.Millisecond, ReceiveInterval: 300 * time.Millisecond, DetectMultiplier: 3}
+	near, far := "192.168.11.1", "192.168.12.1"
+	for name, tt := range map[string]struct {
+		common  *v1alpha1.BFD
+		peer    v1alpha1.BGPPeerSpec
+		want    bgp.BFD // with the router
+		nodes   bgp.BFD // with node2
+		problem string
+	}{
+		"off by default":   {peer: v1alpha1.BGPPeerSpec{PeerIP: near}},
+		"off though set":   {peer: v1alpha1.BGPPeerSpec{PeerIP: near, BFD: &v1alpha1.BFD{DetectMultiplier: ptr(int32(5))}}},
+		"one peer":         {peer: v1alpha1.BGPPeerSpec{PeerIP: near, BFD: on}, want: defaults},
+		"one peer, IPv6":   {peer: v1alpha1.BGPPeerSpec{PeerIP: "fd00:11::1", BFD: on}, want: defaults},
+		"everybody":        {common: on, peer: v1alpha1.BGPPeerSpec{PeerIP: near}, want: defaults, nodes: defaults},
+		"all but one peer": {common: on, peer: v1alpha1.BGPPeerSpec{PeerIP: near, BFD: &v1alpha1.BFD{Enabled: ptr(false)}}, nodes: defaults},
+		"field by field": {
+			common: &v1alpha1.BFD{TransmitInterval: ms(100), ReceiveInterval: ms(200), DetectMultiplier: ptr(int32(5))},
+			peer:   v1alpha1.BGPPeerSpec{PeerIP: near, BFD: &v1alpha1.BFD{Enabled: ptr(true), TransmitInterval: ms(50), DetectMultiplier: ptr(int32(2))}},
+			want:   bgp.BFD{Enabled: true, TransmitInterval: 50 * time.Millisecond, ReceiveInterval: 200 * time.Millisecond, DetectMultiplier: 2},
+		},
+		"several hops":             {peer: v1alpha1.BGPPeerSpec{PeerIP: near, BFD: on, EBGPMultihop: ptr(int32(2))}, problem: "not with ebgpMultihop"},
+		"another subnet":           {peer: v1alpha1.BGPPeerSpec{PeerIP: far, BFD: on}, problem: "192.168.12.1 is in no subnet of node node1"},
+		"several hops, by default": {common: on, peer: v1alpha1.BGPPeerSpec{PeerIP: far, EBGPMultihop: ptr(int32(2))}, nodes: defaults},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tt.peer.ASNumber = 65101
+			in := Input{
+				Self: "node1", Nodes: nodes, Config: v1alpha1.BGPConfigurationSpec{BFD: tt.common},
+				Peers:   []v1alpha1.BGPPeer{peer("leaf1", tt.peer)},
+				Subnets: []netip.Prefix{netip.MustParsePrefix("192.168.11.0/24"), netip.MustParsePrefix("fd00:11::/64")},
+			}
+			out := Compute(in)
+			got := map[string]bgp.BFD{}
+			for _, p := range out.Peers {
+				got[p.Name] = p.BFD
+			}
+			want := map[string]bgp.BFD{"peer/leaf1": tt.want, "node/node2": tt.nodes, "node/node3": {}} // node3 is elsewhere
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("BFD (-want +got):\n%s", diff)
+			}
+			if tt.problem == "" && len(out.Problems) > 0 {
+				t.Errorf("problems = %v", out.Problems)
+			}
+			if tt.problem != "" && (len(out.Problems) != 1 || out.Problems[0].Object != "BGPPeer leaf1" || !strings.Contains(out.Problems[0].Reason, tt.problem)) {
+				t.Errorf("problems = %v, want %q", out.Problems, tt.problem)
+			}
+		})
+	}
+}

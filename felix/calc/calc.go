@@ -297,6 +297,9 @@ func (c *computation) speaker() {
 	for _, p := range c.Pools {
 		in.Pools = append(in.Pools, p.CIDR)
 	}
+	for _, l := range c.Links {
+		in.Subnets = append(in.Subnets, l.Subnet)
+	}
 	t := topology.Compute(in)
 	for _, p := range t.Problems {
 		c.problem(p.Object, p.Reason)
