@@ -31,6 +31,20 @@
 // With Global.Restarting our own OPEN carries the restart bit for the first restart time after the
 // start, and our routes are held back until all peers have sent End-of-RIB or deferral has passed.
 //
+// # BFD
+//
+// BFD is GoBGP's, but in a second server that speaks BGP with nobody (bfdEngine): in the first one
+// GoBGP would reset the BGP session on AdminDown and on the end of a BFD session that never was up, and
+// would greet the next session with the NOTIFICATION of a failure in between. Its log tells the states
+// as they change. A failure drops the peer's routes at once, stale ones of a router included, and
+// replaces the peer in the first server. BFD runs from when the BGP session is up until BFD fails or
+// nobody wants it.
+//
+// GoBGP cannot say AdminDown. Before a graceful stop, and before a BFD session ends on purpose, we take
+// one packet of each peer from GoBGP (a socket bound to the address is preferred by the kernel), learn
+// the discriminators from it, and say AdminDown ourselves (admindown.go): at a stop after the TCP
+// connections have ended, since FRR 8 and BIRD 2 reset an established session on AdminDown.
+//
 // # Known limits of GoBGP 4.8
 //
 // After a session ends GoBGP stays in Idle for 5 s, whatever the timers say, and refuses connections

@@ -56,6 +56,7 @@ func (v *view) up(s *session, caps capabilities) {
 	s.explained, s.silent = false, false
 	s.endOfRIB = 0
 	s.capabilities = caps
+	v.steerBFD(s)
 	s.stopTimer()
 	stale := v.dropStale(s, ^caps.graceful)
 	if stale > 0 {
@@ -79,6 +80,7 @@ func (v *view) leave(s *session, to bgp.SessionState, why report) {
 	s.flaps++
 	s.endOfRIB = 0
 	s.capabilities = capabilities{}
+	v.steerBFD(s)
 	close(v.downs)
 	v.downs = make(chan struct{})
 	v.log.Info("bgp peer down", "peer", s.peer.Name, "address", s.peer.Address, "reason", s.lastError)

@@ -35,6 +35,8 @@ type instance struct {
 	log         *slog.Logger
 
 	global       bgp.Global
+	generation   int // of the view
+	bfd          *bfdEngine
 	restartUntil time.Time
 	timers       []*time.Timer
 	peers        map[netip.Addr]running
@@ -56,14 +58,22 @@ func start(ctx context.Context, g bgp.Global, opts Options, v *view, log *slog.L
 		return nil, fmt.Errorf("router id %s is no IPv4 address", g.RouterID)
 	}
 	generation := v.reset(true)
+	bfd, err := startBFD(ctx, g, log, v, generation)
+	if err != nil {
+		v.reset(false)
+		return nil, err
+	}
 	tap := &tap{next: log.Handler(), note: func(addr netip.Addr, r report) { v.noteReport(generation, addr, r) }}
 	r := &instance{
-		server:  server.NewBgpServer(server.LoggerOption(slog.New(tap), new(slog.LevelVar))),
-		view:    v,
-		log:     log,
-		global:  g,
-		peers:   map[netip.Addr]running{},
-		origins: map[netip.Prefix]netip.Addr{},
+		server: server.NewBgpServer(server.LoggerOption(slog.New(tap), new(slog.LevelVar))),
+		view:   v,
+		log:    log,
+		global: g,
+
+		generation: generation,
+		bfd:        bfd,
+		peers:      map[netip.Addr]running{},
+		origins:    map[netip.Prefix]netip.Addr{},
 	}
 	go r.server.Serve()
 	var watching context.Context
@@ -154,11 +164,17 @@ func (r *instance) needsRestart(g bgp.Global) bool {
 func (r *instance) stop(ctx context.Context, graceful bool) error {
 	done := make(chan error, 1)
 	go func() {
-		if !graceful {
+		var bye farewell
+		if graceful {
+			bye = r.prepareFarewell(ctx, r.bfd.all())
+		} else {
 			r.shutdownPeers(ctx)
 		}
 		err := r.server.StopBgp(context.WithoutCancel(ctx), &api.StopBgpRequest{AllowGracefulRestart: graceful})
 		r.close()
+		// After the end of the TCP connections: FRR 8 and BIRD 2 reset an established session on
+		// AdminDown, but FRR keeps the routes of one that has just ended without a NOTIFICATION.
+		bye.say(context.WithoutCancel(ctx), r.log)
 		done <- err
 	}()
 	select {
@@ -183,12 +199,13 @@ func (r *instance) shutdownPeers(ctx context.Context) {
 	r.view.waitAllDown(ctx, shutdownWait)
 }
 
-// close frees what StopBgp leaves: the watcher and GoBGP's BFD goroutine.
+// close frees what StopBgp leaves: the watcher, BFD, and GoBGP's own goroutine for it.
 func (r *instance) close() {
 	for _, t := range r.timers {
 		t.Stop()
 	}
 	r.cancelWatch()
+	r.bfd.close()
 	r.server.Stop()
 }
 

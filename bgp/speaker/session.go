@@ -23,6 +23,10 @@ type session struct {
 	explained bool // lastError is what one side told the other: a vague report must not replace it
 	silent    bool // the session ended, or is about to, since the peer said nothing for the hold time
 
+	bfd      bgp.BFDState
+	bfdSince time.Time
+	bfdOn    bool // BFD is to run: see view.steerBFD
+
 	capabilities capabilities // of the peer, while Established
 	endOfRIB     familySet
 	timer        *time.Timer // drops stale routes; nil: there are none to drop
@@ -99,6 +103,14 @@ func (s *session) logRefused(log *slog.Logger) {
 	}
 }
 
+// bfdStatus is empty only if nobody asked for BFD.
+func (s *session) bfdStatus() bgp.BFDState {
+	if s.bfd == "" && s.peer.BFD.Enabled && s.state != bgp.StateHeld {
+		return bgp.BFDDown
+	}
+	return s.bfd
+}
+
 // status is the session as others see it.
 func (s *session) status(origins [2]int64) bgp.Session {
 	out := bgp.Session{
@@ -112,6 +124,8 @@ func (s *session) status(origins [2]int64) bgp.Session {
 		LastError:  s.lastError,
 		PrefixesIn: s.accepted,
 		Rejected:   s.refused,
+		BFD:        s.bfdStatus(),
+		BFDSince:   s.bfdSince,
 		EndOfRIB:   s.endOfRIB.list(),
 	}
 	if s.state == bgp.StateEstablished {

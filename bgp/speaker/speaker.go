@@ -56,6 +56,7 @@ func New(opts Options, log *slog.Logger) *Speaker {
 	}
 	s := &Speaker{opts: opts, log: log, view: newView(log)}
 	s.view.maxPrefixes, s.view.onOverLimit = int(opts.MaxPrefixes), s.overLimit
+	s.view.onUnreachable, s.view.onBFD = s.unreachable, s.steerBFD
 	return s
 }
 
@@ -93,6 +94,7 @@ func (s *Speaker) Apply(ctx context.Context, desired bgp.Desired) error {
 	return errors.Join(
 		s.run.reconcileOrigins(desired.Origins),
 		s.run.reconcilePeers(ctx, desired.Peers),
+		s.run.reconcileBFD(ctx),
 	)
 }
 
@@ -150,19 +152,41 @@ func (s *Speaker) restart(run *instance, peers []bgp.Peer) {
 // overLimit ends the session of a peer that sent too many prefixes, and tries it again later. The
 // view calls it, so it must not wait.
 func (s *Speaker) overLimit(addr netip.Addr, why string) {
-	locked := func(f func(*instance)) func() {
-		return func() {
-			s.applying.Lock()
-			defer s.applying.Unlock()
-			if s.run != nil {
-				f(s.run)
-			}
-		}
-	}
-	go locked(func(run *instance) {
+	go s.locked(func(run *instance) {
 		run.disable(context.Background(), addr, why)
-		run.timers = append(run.timers, time.AfterFunc(s.opts.OverLimitRetry, locked(func(run *instance) {
+		run.timers = append(run.timers, time.AfterFunc(s.opts.OverLimitRetry, s.locked(func(run *instance) {
 			run.enable(context.Background(), addr)
 		})))
 	})()
+}
+
+// unreachable ends the session of a peer whose BFD failed; a new one is tried. It replaces the peer
+// instead of resetting it, because GoBGP keeps a NOTIFICATION that it cannot send for the next session.
+// The view calls it, so it must not wait.
+func (s *Speaker) unreachable(addr netip.Addr) {
+	go s.locked(func(run *instance) {
+		if !run.peers[addr].disabled && !run.view.established(addr) {
+			run.readd(context.Background(), addr)
+		}
+	})()
+}
+
+// steerBFD starts and ends BFD as the BGP sessions come and go. The view calls it, so it must not wait.
+func (s *Speaker) steerBFD() {
+	go s.locked(func(run *instance) {
+		if err := run.reconcileBFD(context.Background()); err != nil {
+			s.log.Warn("bfd not as it should be", "error", err)
+		}
+	})()
+}
+
+// locked is a callback that works on the server, if there is one by then.
+func (s *Speaker) locked(f func(*instance)) func() {
+	return func() {
+		s.applying.Lock()
+		defer s.applying.Unlock()
+		if s.run != nil {
+			f(s.run)
+		}
+	}
 }

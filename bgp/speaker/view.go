@@ -25,10 +25,12 @@ const (
 // view is what the speaker knows: the sessions and one Adj-RIB-In for each. GoBGP's callbacks and
 // Apply write it, Snapshot reads it. Whoever holds mu calls nothing of GoBGP.
 type view struct {
-	log         *slog.Logger
-	changed     chan struct{}
-	maxPrefixes int // 0: no limit
-	onOverLimit func(peer netip.Addr, why string)
+	log           *slog.Logger
+	changed       chan struct{}
+	maxPrefixes   int // 0: no limit
+	onOverLimit   func(peer netip.Addr, why string)
+	onUnreachable func(peer netip.Addr) // its session has to be reset
+	onBFD         func()                // BFD is to run with other peers than before
 
 	mu         sync.Mutex
 	generation int // of the server; callbacks of an older one are ignored
@@ -177,6 +179,13 @@ func (v *view) neverUp(addr netip.Addr) bool {
 	defer v.mu.Unlock()
 	s := v.sessions[addr]
 	return s != nil && !s.wasUp
+}
+
+func (v *view) established(addr netip.Addr) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s := v.sessions[addr]
+	return s != nil && s.state == bgp.StateEstablished
 }
 
 // waitAllDown waits until no session is up, at most for limit.
