@@ -19,16 +19,20 @@ const (
 
 func TestFRR(t *testing.T)             { isolate(t, func(t *testing.T) { both(t, &frr{}, "") }) }
 func TestFRRWithPassword(t *testing.T) { isolate(t, func(t *testing.T) { both(t, &frr{}, "sesame") }) }
-func TestFRRKeepsRoutes(t *testing.T)  { isolate(t, func(t *testing.T) { nodeKilled(t, &frr{}) }) }
-func TestFRRRestarts(t *testing.T)     { isolate(t, func(t *testing.T) { routerKilled(t, &frr{}) }) }
-func TestFRRSeesUsStop(t *testing.T)   { isolate(t, func(t *testing.T) { nodeStops(t, &frr{}) }) }
-func TestBIRD(t *testing.T)            { isolate(t, func(t *testing.T) { both(t, &bird{}, "") }) }
+func TestFRRKeepsRoutes(t *testing.T) {
+	isolate(t, func(t *testing.T) { nodeKilled(t, &frr{}, node("")) })
+}
+func TestFRRRestarts(t *testing.T)   { isolate(t, func(t *testing.T) { routerKilled(t, &frr{}) }) }
+func TestFRRSeesUsStop(t *testing.T) { isolate(t, func(t *testing.T) { nodeStops(t, &frr{}) }) }
+func TestBIRD(t *testing.T)          { isolate(t, func(t *testing.T) { both(t, &bird{}, "") }) }
 func TestBIRDWithPassword(t *testing.T) {
 	isolate(t, func(t *testing.T) { both(t, &bird{}, "sesame") })
 }
-func TestBIRDKeepsRoutes(t *testing.T) { isolate(t, func(t *testing.T) { nodeKilled(t, &bird{}) }) }
-func TestBIRDSeesUsStop(t *testing.T)  { isolate(t, func(t *testing.T) { nodeStops(t, &bird{}) }) }
-func TestBIRDRestarts(t *testing.T)    { isolate(t, func(t *testing.T) { routerKilled(t, &bird{}) }) }
+func TestBIRDKeepsRoutes(t *testing.T) {
+	isolate(t, func(t *testing.T) { nodeKilled(t, &bird{}, node("")) })
+}
+func TestBIRDSeesUsStop(t *testing.T) { isolate(t, func(t *testing.T) { nodeStops(t, &bird{}) }) }
+func TestBIRDRestarts(t *testing.T)   { isolate(t, func(t *testing.T) { routerKilled(t, &bird{}) }) }
 
 // both: routes of both families appear on both sides of the one IPv4 session, each with a global
 // next hop of its own family; the router's kernel takes them; an administrative shutdown ends them.
@@ -50,10 +54,9 @@ func both(t *testing.T, r router, password bgp.Password) {
 
 // nodeKilled: the speaker's process dies by kill -9, comes back, and the router's kernel never loses
 // a route; it dies again, and comes back with less.
-func nodeKilled(t *testing.T, r router) {
+func nodeKilled(t *testing.T, r router, desired bgp.Desired) {
 	r.start(t, "")
 	explain(t, r)
-	desired := node("")
 	p := startProcess(t, desired)
 	wait(t, "routes at the node", p.routes, atNode)
 	wait(t, "routes in the router's kernel", func() string { return kernel(t) }, atTor)

@@ -149,11 +149,16 @@ type process struct {
 
 func startProcess(t *testing.T, desired bgp.Desired) *process {
 	t.Helper()
+	return startSpeaker(t, desired, exec.Command(os.Args[0]))
+}
+
+func startSpeaker(t *testing.T, desired bgp.Desired, cmd *exec.Cmd) *process {
+	t.Helper()
 	in, err := json.Marshal(desired)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{cmd: exec.Command(os.Args[0])}
+	p := &process{cmd: cmd}
 	p.cmd.Env = append(os.Environ(), speakerEnv+"="+string(in))
 	p.cmd.Stderr = t.Output()
 	pipe, err := p.cmd.StdoutPipe()

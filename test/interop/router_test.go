@@ -60,10 +60,34 @@ func write(t *testing.T, dir, name, text string) string {
 	return path
 }
 
+// options of a router; the zero value is a session over IPv4 without BFD.
+type options struct {
+	six bool   // the session is over IPv6
+	bfd string // lines for the session, in the router's language; empty: no BFD
+}
+
+// node is our address.
+func (o options) node() string {
+	if o.six {
+		return "fd00:11::1"
+	}
+	return "192.168.11.1"
+}
+
+// tor is the router's own address.
+func (o options) tor() string {
+	if o.six {
+		return "fd00:11::fe"
+	}
+	return "192.168.11.254"
+}
+
 type frr struct {
+	options
 	dir  string
 	conf string
 	bgpd *exec.Cmd
+	bfdd *exec.Cmd
 }
 
 func (r *frr) start(t *testing.T, password bgp.Password) {
@@ -72,11 +96,11 @@ func (r *frr) start(t *testing.T, password bgp.Password) {
 	own(t, r.dir, "/run/frr")
 	secret := ""
 	if password != "" {
-		secret = "neighbor 192.168.11.1 password " + string(password)
+		secret = "neighbor " + r.node() + " password " + string(password)
 	}
 	r.conf = write(t, r.dir, "frr.conf", fmt.Sprintf(`frr defaults traditional
 hostname tor
-log file %s/log
+log file %[1]s/log
 router bgp 65101
  bgp router-id 192.168.11.254
  no bgp ebgp-requires-policy
@@ -85,23 +109,29 @@ router bgp 65101
  bgp graceful-restart
  bgp graceful-restart preserve-fw-state
  bgp graceful-restart select-defer-time 5
- neighbor 192.168.11.1 remote-as 64512
- neighbor 192.168.11.1 timers 3 9
- neighbor 192.168.11.1 timers connect 2
- %s
+ neighbor %[2]s remote-as 64512
+ neighbor %[2]s timers 3 9
+ neighbor %[2]s timers connect 2
+ %[3]s
+ %[4]s
  address-family ipv4 unicast
   network 10.250.0.0/24
-  neighbor 192.168.11.1 activate
+  neighbor %[2]s activate
  exit-address-family
  address-family ipv6 unicast
   network fd00:250::/64
-  neighbor 192.168.11.1 activate
+  neighbor %[2]s activate
  exit-address-family
-`, r.dir, secret))
+`, r.dir, r.node(), secret, r.bfd))
 	write(t, r.dir, "vtysh.conf", "")
 	own(t, r.dir)
 	inTor(t, "/usr/lib/frr/zebra", "-f", r.conf, "-i", r.dir+"/zebra.pid", "-z", r.dir+"/zserv.api", "--vty_socket", r.dir, "-K", "60")
 	wait(t, "zebra", func() string { _, err := os.Stat(r.dir + "/zserv.api"); return fmt.Sprint(err) }, "<nil>")
+	if r.bfd != "" {
+		need(t, "/usr/lib/frr/bfdd")
+		r.bfdd = inTor(t, "/usr/lib/frr/bfdd", "-f", r.dir+"/vtysh.conf", "-i", r.dir+"/bfdd.pid", "-z", r.dir+"/zserv.api",
+			"--vty_socket", r.dir, "--bfdctl", r.dir+"/bfdd.sock")
+	}
 	r.resume(t)
 }
 
@@ -131,7 +161,7 @@ func own(t *testing.T, dirs ...string) {
 
 func (r *frr) shutdown(t *testing.T) {
 	nettest.Cmd(t, "vtysh", "--vty_socket", r.dir, "-c", "configure terminal", "-c", "router bgp 65101",
-		"-c", "neighbor 192.168.11.1 shutdown message maintenance")
+		"-c", "neighbor "+r.node()+" shutdown message maintenance")
 }
 
 func (r *frr) kill(*testing.T) {
@@ -144,12 +174,13 @@ func (r *frr) resume(t *testing.T) {
 }
 
 func (r *frr) debug(t *testing.T) string {
-	out, _ := exec.Command("vtysh", "--vty_socket", r.dir, "-c", "show bgp neighbors 192.168.11.1", "-c", "show bgp all").CombinedOutput()
+	out, _ := exec.Command("vtysh", "--vty_socket", r.dir, "-c", "show bgp neighbors "+r.node(), "-c", "show bgp all", "-c", "show bfd peers").CombinedOutput()
 	log, _ := os.ReadFile(r.dir + "/log")
 	return string(out) + string(log)
 }
 
 type bird struct {
+	options
 	dir  string
 	conf string
 	cmd  *exec.Cmd
@@ -162,6 +193,9 @@ func (r *bird) start(t *testing.T, password bgp.Password) {
 	if password != "" {
 		secret = fmt.Sprintf("password %q;", string(password))
 	}
+	if r.bfd != "" {
+		secret += r.bfd
+	}
 	r.conf = write(t, r.dir, "bird.conf", fmt.Sprintf(`log stderr all;
 router id 192.168.11.254;
 graceful restart wait 60;
@@ -171,9 +205,9 @@ protocol kernel kernel6 { persist; graceful restart; ipv6 { export where source 
 protocol static static4 { ipv4; route 10.250.0.0/24 unreachable; }
 protocol static static6 { ipv6; route fd00:250::/64 unreachable; }
 protocol bgp node {
-  local 192.168.11.254 as 65101;
-  neighbor 192.168.11.1 as 64512;
-  %s
+  local %[1]s as 65101;
+  neighbor %[2]s as 64512;
+  %[3]s
   hold time 9;
   connect delay time 1;
   connect retry time 2;
@@ -183,8 +217,17 @@ protocol bgp node {
   ipv4 { import all; export where source = RTS_STATIC; };
   ipv6 { import all; export where source = RTS_STATIC; };
 }
-`, secret))
+%[4]s`, r.tor(), r.node(), secret, r.bfdProtocol()))
 	r.run(t)
+}
+
+// bfdProtocol is what BIRD needs beside the option of the session.
+func (r *bird) bfdProtocol() string {
+	if r.bfd == "" {
+		return ""
+	}
+	return `protocol bfd { interface "*" { min rx interval 100 ms; min tx interval 100 ms; idle tx interval 300 ms; multiplier 3; }; }
+`
 }
 
 func (r *bird) run(t *testing.T, args ...string) {
@@ -205,5 +248,6 @@ func (r *bird) resume(t *testing.T) { r.run(t, "-R") }
 func (r *bird) debug(t *testing.T) string {
 	out, _ := exec.Command("birdc", "-s", r.dir+"/ctl", "show", "protocols", "all", "node").CombinedOutput()
 	more, _ := exec.Command("birdc", "-s", r.dir+"/ctl", "show", "route", "all").CombinedOutput()
-	return string(out) + string(more)
+	bfd, _ := exec.Command("birdc", "-s", r.dir+"/ctl", "show", "bfd", "sessions").CombinedOutput()
+	return string(out) + string(more) + string(bfd)
 }
