@@ -44,7 +44,9 @@ func newRoot(name string) *cobra.Command {
 		root.Use = "kubectl heliograph"
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl heliograph"}
 	}
-	root.AddCommand(newAgentCommand(), newControllerCommand(), newInstallCommand(), newStatusCommand(), newVersionCommand())
+	root.AddCommand(
+		newAgentCommand(), newControllerCommand(), newInstallCommand(), newStatusCommand(), newPathsCommand(), newVersionCommand(),
+	)
 	return root
 }
 

@@ -132,7 +132,7 @@ func (s clusterState) printPeers(row rowFunc) {
 }
 
 func (s clusterState) printNodes(row rowFunc) {
-	row("NODE", "READY", "POD NETWORK IPS", "BLOCKS", "ADDRESSES", "SESSIONS", "NATIVE", "VXLAN", "NONE")
+	row("NODE", "READY", "POD NETWORK IPS", "BLOCKS", "ADDRESSES", "SESSIONS", "NATIVE", "IPIP", "VXLAN", "NONE", "UNANSWERED")
 	for _, n := range s.nodes {
 		ns, ok := s.statuses[n.Name]
 		if !ok {
@@ -146,7 +146,7 @@ func (s clusterState) printNodes(row rowFunc) {
 		}
 		row(n.Name, ready(st.Conditions), strings.Join(st.PodNetworkIPs, ","), fmt.Sprint(len(st.Blocks)), fmt.Sprint(used),
 			fmt.Sprintf("%d/%d", st.SessionsEstablished, st.SessionsTotal),
-			fmt.Sprint(st.PathsNative), fmt.Sprint(st.PathsVXLAN), fmt.Sprint(st.PathsNone))
+			fmt.Sprint(st.PathsNative), fmt.Sprint(st.PathsIPIP), fmt.Sprint(st.PathsVXLAN), fmt.Sprint(st.PathsNone), unanswered(st))
 	}
 	row()
 }
@@ -166,9 +166,30 @@ func (s clusterState) printPaths(row rowFunc, only string, now time.Time) {
 	row("PATH", "TO", "FAMILY", "METHOD", "VIA", "FOR", "WHY")
 	s.each(only, func(node string, st v1alpha1.NodeStatusStatus) {
 		for _, p := range st.Paths {
-			row(node, p.Node, p.Family, string(p.Method), strings.Join(p.NextHops, ","), age(p.Since, now), p.Reason)
+			row(node, p.Node, p.Family, methodInUse(p), strings.Join(p.NextHops, ","), age(p.Since, now), p.Reason)
 		}
 	})
+}
+
+// unanswered counts the paths whose other end answers by no method, as far as they are listed.
+func unanswered(st v1alpha1.NodeStatusStatus) string {
+	n := 0
+	for _, p := range st.Paths {
+		if p.Unanswered {
+			n++
+		}
+	}
+	if n > 0 && len(st.Paths) < allPaths(st) {
+		return fmt.Sprintf("%d or more", n)
+	}
+	return fmt.Sprint(n)
+}
+
+func methodInUse(p v1alpha1.PathStatus) string {
+	if p.Unanswered {
+		return string(p.Method) + " (unanswered)"
+	}
+	return string(p.Method)
 }
 
 func (s clusterState) printProblems(row rowFunc, only string) {

@@ -34,20 +34,26 @@ func TestStatus(t *testing.T) {
 			if err := tt.state.print(&got, tt.only, now); err != nil {
 				t.Fatal(err)
 			}
-			golden := filepath.Join("testdata", "status-"+name+".txt")
-			if *update {
-				if err := os.WriteFile(golden, got.Bytes(), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
-			want, err := os.ReadFile(golden)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(string(want), got.String()); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
+			golden(t, "status-"+name+".txt", got.Bytes())
 		})
+	}
+}
+
+// golden compares with a file in testdata, or writes it with -update.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(file, got, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
@@ -66,10 +72,13 @@ func sampleCluster(now time.Time) clusterState {
 		Conditions: condition(metav1.ConditionTrue, "InSync", "the dataplane is in sync"),
 	}
 	trouble := v1alpha1.NodeStatusStatus{
-		PodNetworkIPs: []string{"10.244.1.1"}, SessionsTotal: 1, PathsVXLAN: 1,
-		Blocks:     []v1alpha1.BlockStatus{{Name: "b2", InUse: 1}},
-		Sessions:   []v1alpha1.BGPSessionStatus{{Name: "peer/leaf2", PeerIP: "192.168.12.254", ASNumber: 65102, State: "Held", Rejected: 5, LastError: "Secret leaf2 has no key password"}},
-		Paths:      []v1alpha1.PathStatus{{Node: "node1", Family: "IPv4", Method: v1alpha1.PathVXLAN, NextHops: []string{"192.168.11.1"}, Reason: "no BGP route to 10.244.0.0/26", Since: ago(2 * time.Second)}},
+		PodNetworkIPs: []string{"10.244.1.1"}, SessionsTotal: 1, PathsVXLAN: 1, PathsIPIP: 1,
+		Blocks:   []v1alpha1.BlockStatus{{Name: "b2", InUse: 1}},
+		Sessions: []v1alpha1.BGPSessionStatus{{Name: "peer/leaf2", PeerIP: "192.168.12.254", ASNumber: 65102, State: "Held", Rejected: 5, LastError: "Secret leaf2 has no key password"}},
+		Paths: []v1alpha1.PathStatus{
+			{Node: "node1", Family: "IPv4", Method: v1alpha1.PathVXLAN, NextHops: []string{"192.168.11.1"}, Reason: "no BGP route to 10.244.0.0/26", Since: ago(2 * time.Second)},
+			{Node: "node3", Family: "IPv4", Method: v1alpha1.PathIPIP, NextHops: []string{"192.168.12.3"}, Reason: "not Native: no BGP route to 10.244.2.0/26; nothing answers by any method: this is a guess", Since: ago(time.Hour), Unanswered: true},
+		},
 		Problems:   []string{"route 10.244.0.0/26: a foreign route (protocol 4, metric 10) takes its traffic"},
 		Conditions: condition(metav1.ConditionFalse, "OutOfSync", "the dataplane is not in sync: see problems"),
 	}
