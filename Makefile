@@ -110,7 +110,7 @@ test-vm: ## The kernel drivers' tests on a second kernel, Debian's, in QEMU
 	HELIOGRAPH_NO_SKIP=1 $(GO) test -short -exec $(CURDIR)/hack/vm/run $(VM_PACKAGES)
 
 VM_PACKAGES := ./felix/link ./felix/address ./felix/neigh ./felix/nexthop ./felix/route ./felix/rule ./felix/nft ./felix/sysctl \
-	./felix/conntrack ./felix/capability
+	./felix/conntrack ./felix/capability ./felix/explain
 
 .PHONY: test-interop
 test-interop: ## The speaker against FRR and BIRD

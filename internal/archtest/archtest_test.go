@@ -41,7 +41,7 @@ var rules = []rule{
 	{
 		packages: []string{
 			"felix/link", "felix/address", "felix/neigh", "felix/nexthop", "felix/route", "felix/nft", "felix/sysctl",
-			"felix/conntrack", "felix/rule", "felix/capability", "felix/kernel",
+			"felix/conntrack", "felix/rule", "felix/capability", "felix/kernel", "felix/explain",
 		},
 		forbid: []string{
 			"k8s.io", "sigs.k8s.io", "github.com/osrg", module + "/api", module + "/bgp", module + "/felix/calc", module + "/felix/snapshot",
@@ -123,7 +123,7 @@ func TestImports(t *testing.T) {
 
 // TestDriversAreStrangers keeps drivers from importing each other.
 func TestDriversAreStrangers(t *testing.T) {
-	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability"}
+	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain"}
 	for _, p := range list(t) {
 		for _, d := range drivers {
 			if p.ImportPath != module+"/felix/"+d {
