@@ -45,7 +45,8 @@ func newRoot(name string) *cobra.Command {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl heliograph"}
 	}
 	root.AddCommand(
-		newAgentCommand(), newControllerCommand(), newInstallCommand(), newStatusCommand(), newPathsCommand(), newVersionCommand(),
+		newAgentCommand(), newControllerCommand(), newInstallCommand(), newStatusCommand(), newPathsCommand(), newRouteCommand(),
+		newKernelRouteCommand(), newVersionCommand(),
 	)
 	return root
 }

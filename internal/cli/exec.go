@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/streaming/pkg/httpstream"
+)
+
+const (
+	execTimeout = 15 * time.Second
+	execLimit   = 1 << 20 // bytes of output that are read
+)
+
+// execInPod runs a command in a container and returns what it printed. It speaks WebSocket, or SPDY where
+// something on the way does not.
+func execInPod(ctx context.Context, cfg *rest.Config, pod *corev1.Pod, container string, command ...string) ([]byte, error) {
+	set, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("make a client: %w", err)
+	}
+	url := set.CoreV1().RESTClient().Post().Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, clientgoscheme.ParameterCodec).URL()
+	ws, err := remotecommand.NewWebSocketExecutor(cfg, "GET", url.String())
+	if err != nil {
+		return nil, fmt.Errorf("set up WebSocket: %w", err)
+	}
+	spdy, err := remotecommand.NewSPDYExecutor(cfg, "POST", url)
+	if err != nil {
+		return nil, fmt.Errorf("set up SPDY: %w", err)
+	}
+	executor, err := remotecommand.NewFallbackExecutor(ws, spdy, func(err error) bool {
+		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	out, errOut := &limited{left: execLimit}, &limited{left: execLimit}
+	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: out, Stderr: errOut}); err != nil {
+		if said := strings.TrimSpace(errOut.String()); said != "" {
+			return nil, fmt.Errorf("%w: %s", err, said)
+		}
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// limited keeps what fits, and refuses the rest.
+type limited struct {
+	bytes.Buffer
+	left int
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if len(p) > l.left {
+		return 0, io.ErrShortBuffer
+	}
+	l.left -= len(p)
+	return l.Buffer.Write(p)
+}
