@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -48,24 +47,27 @@ func execInPod(ctx context.Context, cfg *rest.Config, pod *corev1.Pod, container
 	}
 	out, errOut := &limited{left: execLimit}, &limited{left: execLimit}
 	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: out, Stderr: errOut}); err != nil {
-		if said := strings.TrimSpace(errOut.String()); said != "" {
+		if said := strings.TrimSpace(errOut.kept.String()); said != "" {
 			return nil, fmt.Errorf("%w: %s", err, said)
 		}
 		return nil, err
 	}
-	return out.Bytes(), nil
+	if out.left < 0 {
+		return nil, fmt.Errorf("it prints more than %d bytes", execLimit)
+	}
+	return out.kept.Bytes(), nil
 }
 
-// limited keeps what fits, and refuses the rest.
+// limited keeps what fits, and drops the rest: what is not read would block the other side.
+// The buffer is not embedded, for io.Copy would go round Write by its ReadFrom.
 type limited struct {
-	bytes.Buffer
-	left int
+	kept bytes.Buffer
+	left int // below 0: something was dropped
 }
 
 func (l *limited) Write(p []byte) (int, error) {
-	if len(p) > l.left {
-		return 0, io.ErrShortBuffer
+	if l.left -= len(p); l.left < 0 {
+		return len(p), nil
 	}
-	l.left -= len(p)
-	return l.Buffer.Write(p)
+	return l.kept.Write(p)
 }
