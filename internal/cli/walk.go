@@ -257,7 +257,8 @@ func (w *walk) checkRoute() bool {
 		want = netip.PrefixFrom(w.ip, w.ip.BitLen())
 	}
 	switch {
-	case m.Protocol != desired.Protocol && !(w.local() && w.own && m.Type == explain.TypeLocal):
+	case w.local() && w.own && m.Type == explain.TypeLocal: // the kernel's own route to its own address
+	case m.Protocol != desired.Protocol:
 		if m.Prefix.Bits() < want.Bits() {
 			return w.stop("kernel", "the route to %s is missing, and a wider one takes its traffic: %s", want, text)
 		}
