@@ -100,7 +100,7 @@ func testNodeGuard(t *testing.T, s *suite) {
 			before := n.DeepCopy()
 			change(&n)
 			if err := controller.Patch(t.Context(), &n, client.MergeFrom(before)); !apierrors.IsInvalid(err) && !apierrors.IsForbidden(err) {
-				return fmt.Errorf("%s: the controller may change it: %v", name, err)
+				return fmt.Errorf("%s: the controller may change it: %w", name, err)
 			}
 			return nil
 		})

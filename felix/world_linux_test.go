@@ -241,7 +241,9 @@ func (f *fakeTeller) pathsChanged(changed []PathReport) {
 	}
 }
 
-func (f *fakeTeller) unanswered(p PathReport) { f.note(p.Node + " " + p.Family.String() + " unanswered") }
+func (f *fakeTeller) unanswered(p PathReport) {
+	f.note(p.Node + " " + p.Family.String() + " unanswered")
+}
 
 func (f *fakeTeller) quorumChanged(q Quorum) {
 	f.note(map[bool]string{true: "quorum", false: "no quorum"}[q.Proven()])

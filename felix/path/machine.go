@@ -288,8 +288,10 @@ func choose(s Set, current Method, d *Decision) Method {
 		}
 		return Methods
 	}
+	best := first(up)
 	// What is in use does not make room for a worse one that has proved itself first.
-	if best := first(up); best != Methods && !(current < best && proving(current) && verdict(current) != Doubtful) {
+	stays := current < best && proving(current) && verdict(current) != Doubtful
+	if best != Methods && !stays {
 		return best
 	}
 	for _, m := range []Method{inUse(known), first(answering), inUse(proving), first(proving), inUse(available)} {

@@ -24,7 +24,7 @@ func (w *way) wantsAttention() bool {
 	if t.silent || t.rulings[w.method].kernel {
 		return true
 	}
-	return w.climb || w.verdict() == path.Lost && !(w.lane.sampled() && w.lane.lost)
+	return w.climb || w.verdict() == path.Lost && (!w.lane.sampled() || !w.lane.lost)
 }
 
 // attend puts a target into the pool, or takes it out.
