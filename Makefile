@@ -118,7 +118,7 @@ test-interop: ## The speaker against FRR and BIRD
 
 .PHONY: test-e2e
 test-e2e: image bin/lab ## The smoke end-to-end tests in the lab; starts it if it is down, and then stops it again
-	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/e2e test -count=1 -v -timeout 30m .
+	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/e2e test -count=1 -v -timeout 45m .
 
 .PHONY: conformance
 conformance: deps test-interop ## What others made, on the other end: BGP with FRR and BIRD, CNI 1.1 through libcni
