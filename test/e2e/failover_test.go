@@ -111,9 +111,7 @@ func setBFD(t *testing.T, on bool) {
 // twice as long for the return as the one before.
 func forget(t *testing.T) {
 	t.Helper()
-	for _, node := range []string{"node1", "node2", "node3"} {
-		killAgent(t, node, "true")
-	}
+	kubectl(t, "-n", "heliograph-system", "rollout", "restart", "daemonset/heliograph-agent")
 	wantAgentsReady(t)
 	for _, node := range []string{"node1", "node3"} {
 		eventually(t, time.Minute, func() error {
