@@ -267,6 +267,9 @@ func (c *core) flush() {
 		if e.tooLong > 0 {
 			c.log.Warn("routes withheld: their attributes do not fit into a message", "group", g.id, "prefixes", e.tooLong)
 		}
+		if len(e.withdraw[ipv4])+len(e.withdraw[ipv6]) > 0 {
+			g.dump = dump{} // who joins must not hear of what is gone
+		}
 		if b := e.finish(); b != nil {
 			g.append(b, e.messages)
 		}

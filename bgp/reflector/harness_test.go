@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -75,10 +76,14 @@ type client struct {
 	open open
 	neg  negotiated
 
+	stalled atomic.Bool // it reads no more until resume is closed
+	resume  chan struct{}
+
 	mu     sync.Mutex
 	routes map[string]string
 	log    []string // what came, in order
 	closed bool
+	alive  int // KEEPALIVEs
 }
 
 // dial connects a client with the usual capabilities, changed by the options.
@@ -92,14 +97,19 @@ func (b *bed) dial(address string, options ...func(*open)) *client {
 
 // connect does not say anything yet.
 func (b *bed) connect(address string, options ...func(*open)) *client {
+	return b.crossed(address, false, options...)
+}
+
+// crossed is a connection that we or the client began.
+func (b *bed) crossed(address string, active bool, options ...func(*open)) *client {
 	near, far := net.Pipe()
-	c := &client{t: b.t, conn: near, addr: addr(address), routes: map[string]string{}}
+	c := &client{t: b.t, conn: near, addr: addr(address), resume: make(chan struct{}), routes: map[string]string{}}
 	c.open = open{asn: 64512, hold: 90, families: 3, as4: true, id: c.addr.As4()}
 	for _, o := range options {
 		o(&c.open)
 	}
 	go c.readLoop()
-	b.run.serve(far, c.addr, false)
+	b.run.serve(far, c.addr, active)
 	synctest.Wait()
 	return c
 }
@@ -155,7 +165,16 @@ func (c *client) readLoop() {
 			return
 		}
 		c.message(h[18], append(h, body...))
+		if c.stalled.Load() {
+			<-c.resume
+		}
 	}
+}
+
+func (c *client) kept() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.alive
 }
 
 func (c *client) note(format string, args ...any) {
@@ -169,6 +188,9 @@ func (c *client) message(typ byte, m []byte) {
 	case msgOpen:
 		c.note("OPEN")
 	case msgKeepalive:
+		c.mu.Lock()
+		c.alive++
+		c.mu.Unlock()
 	case msgNotification:
 		c.note("%s", parseNotification(m[headerLen:]).text("got"))
 	case msgRefresh:
