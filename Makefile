@@ -33,7 +33,7 @@ test: deps verify test-unit test-vm test-interop test-e2e ## Everything that a c
 ## Build
 
 .PHONY: build
-build: bin/heliograph bin/heliograph-cni bin/portmap bin/kubectl-heliograph ## Build the binaries into bin/
+build: bin/heliograph bin/heliograph-cni bin/heliograph-reflector bin/portmap bin/kubectl-heliograph ## Build the binaries into bin/
 
 .PHONY: image
 image: build ## Write bin/heliograph.tar, a docker-archive of the one image, without a container engine
@@ -49,6 +49,9 @@ bin/heliograph: FORCE
 
 bin/heliograph-cni: FORCE
 	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cni/heliograph-cni
+
+bin/heliograph-reflector: FORCE
+	@$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./bgp/reflector/heliograph-reflector
 
 bin/portmap: FORCE
 	@$(GO) build -trimpath -ldflags '-s -w' -o $@ github.com/containernetworking/plugins/plugins/meta/portmap
@@ -113,7 +116,7 @@ VM_PACKAGES := ./felix/link ./felix/address ./felix/neigh ./felix/nexthop ./feli
 	./felix/conntrack ./felix/capability ./felix/explain
 
 .PHONY: test-interop
-test-interop: ## The speaker against FRR and BIRD
+test-interop: bin/heliograph-reflector ## The speaker and the reflector against FRR and BIRD
 	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/interop test -count=1 ./...
 
 .PHONY: test-e2e

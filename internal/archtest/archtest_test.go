@@ -69,6 +69,11 @@ var rules = []rule{
 		because: "the reflector runs without Kubernetes and programs no kernel",
 	},
 	{
+		packages: []string{"bgp/reflector/heliograph-reflector", "internal/reflectd"},
+		forbid:   []string{"k8s.io", "sigs.k8s.io/controller-runtime", "github.com/osrg", "github.com/vishvananda", module + "/api", module + "/felix"},
+		because:  "it is small: a dedicated machine's memory belongs to its clients",
+	},
+	{
 		packages: []string{"controllers/..."},
 		forbid:   []string{module + "/felix", "github.com/osrg", "github.com/vishvananda", "github.com/mdlayher"},
 		because:  "the controller runs on no node in particular: it has no kernel and no speaker",

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/heliograph-dev/heliograph/internal/reflectd"
 	"github.com/heliograph-dev/heliograph/internal/version"
 )
 
@@ -45,8 +46,8 @@ func newRoot(name string) *cobra.Command {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl heliograph"}
 	}
 	root.AddCommand(
-		newAgentCommand(), newControllerCommand(), newInstallCommand(), newStatusCommand(), newPathsCommand(), newRouteCommand(),
-		newKernelRouteCommand(), newVersionCommand(),
+		newAgentCommand(), newControllerCommand(), newInstallCommand(), reflectd.NewCommand(), newStatusCommand(),
+		newPathsCommand(), newRouteCommand(), newKernelRouteCommand(), newVersionCommand(),
 	)
 	return root
 }

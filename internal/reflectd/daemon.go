@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reflectd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/heliograph-dev/heliograph/bgp/reflector"
+)
+
+// Options are what the command line says.
+type Options struct {
+	File string
+	Log  *slog.Logger
+	// Reload makes the daemon read its file at once; it looks each Poll in any case.
+	Reload <-chan os.Signal
+	Poll   time.Duration // 0: a second
+}
+
+const beatEvery = 5 * time.Second
+
+// daemon keeps a reflector equal to a file.
+type daemon struct {
+	opts     Options
+	log      *slog.Logger
+	settings Settings
+	engine   *reflector.Reflector
+	applied  bool // settings are in force
+	beat     time.Time
+	failed   string // why the file could not be used, to say so once
+}
+
+// Run runs until ctx ends. A file that cannot be used at the start is an error; later, the last good
+// one stays in force.
+func Run(ctx context.Context, opts Options) error {
+	settings, err := Load(opts.File)
+	if err != nil {
+		return err
+	}
+	if opts.Poll == 0 {
+		opts.Poll = time.Second
+	}
+	d := &daemon{opts: opts, log: opts.Log, settings: settings}
+	d.engine = reflector.New(reflector.Options{Restarted: d.remembered(time.Now())}, d.log)
+	if err := d.engine.Apply(ctx, settings.Config); err != nil {
+		_ = d.engine.Stop(context.WithoutCancel(ctx), true)
+		return err
+	}
+	d.applied = true
+	if settings.MetricsAddress != "" {
+		stop, err := d.serve(ctx, settings.MetricsAddress)
+		if err != nil {
+			_ = d.engine.Stop(context.WithoutCancel(ctx), true)
+			return err
+		}
+		defer stop()
+	}
+	d.log.Info("reflector runs", "as", settings.Config.ASN, "routerID", settings.Config.RouterID, "listen", fmt.Sprint(settings.Config.Listen))
+	d.loop(ctx)
+	return d.stop(ctx)
+}
+
+func (d *daemon) loop(ctx context.Context) {
+	poll := time.NewTicker(d.opts.Poll)
+	defer poll.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.opts.Reload:
+			d.reload(ctx)
+		case <-poll.C:
+			d.reload(ctx)
+			d.heartbeat(time.Now())
+		case <-d.engine.Changed():
+			d.remember()
+		}
+	}
+}
+
+// reload applies the file if it, or a password that it names, says something else than before.
+func (d *daemon) reload(ctx context.Context) {
+	next, err := Load(d.opts.File)
+	if err != nil {
+		if err.Error() != d.failed {
+			d.log.Error("file cannot be used: the last good one stays in force", "err", err)
+		}
+		d.failed = err.Error()
+		return
+	}
+	if d.failed != "" {
+		d.log.Info("file can be used again")
+		d.failed = ""
+	}
+	if d.applied && reflect.DeepEqual(next, d.settings) {
+		return
+	}
+	if next.MetricsAddress != d.settings.MetricsAddress {
+		d.log.Warn("metricsAddress takes effect at the next start", "now", d.settings.MetricsAddress)
+	}
+	err = d.engine.Apply(ctx, next.Config)
+	if err != nil && (d.applied || !reflect.DeepEqual(next, d.settings)) { // else it was said before
+		d.log.Error("configuration is in force but in part", "err", err)
+	}
+	if err == nil {
+		d.log.Info("configuration is in force", "clients", len(next.Config.Peers))
+	}
+	d.settings, d.applied = next, err == nil
+}
+
+// stop leaves without a word if clients keep their routes meanwhile: a stop is mostly half of a restart.
+func (d *daemon) stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	graceful := d.settings.Config.GracefulRestart.Enabled && d.settings.StateDir != ""
+	d.remember()
+	d.log.Info("reflector stops", "graceful", graceful)
+	return d.engine.Stop(ctx, graceful)
+}
+
+// serve answers /metrics and /healthz.
+func (d *daemon) serve(ctx context.Context, address string) (stop func(), err error) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(NewCollector(d.engine), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		// The engine's one goroutine must answer for this to be written.
+		if !d.engine.Snapshot().Running {
+			http.Error(w, "not running", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("metricsAddress: %w", err)
+	}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			d.log.Error("metrics are not served any more", "err", err)
+		}
+	}()
+	return func() { _ = server.Close(); <-done }, nil
+}
+
+// memory is what a restart needs to know: whom to wait for (RFC 4724 §4.1).
+type memory struct {
+	Established []netip.Addr `json:"established"`
+}
+
+func (d *daemon) memoryFile() string { return filepath.Join(d.settings.StateDir, "established.json") }
+
+// remember writes who is connected. It is written at each change, since a crash gives no notice.
+func (d *daemon) remember() {
+	if d.settings.StateDir == "" {
+		return
+	}
+	snapshot := d.engine.Snapshot()
+	m := memory{Established: snapshot.Deferring} // they are still expected
+	for _, s := range snapshot.Sessions {
+		if s.State == "Established" || len(s.Stale) > 0 {
+			m.Established = append(m.Established, s.Address)
+		}
+	}
+	if err := d.write(m); err != nil {
+		d.log.Error("state cannot be written: after a crash routes may flap", "err", err)
+	}
+}
+
+// heartbeat keeps the file young: its age tells the next process how long nobody has run.
+func (d *daemon) heartbeat(now time.Time) {
+	if d.settings.StateDir == "" || now.Sub(d.beat) < beatEvery {
+		return
+	}
+	d.beat = now
+	if err := os.Chtimes(d.memoryFile(), now, now); errors.Is(err, os.ErrNotExist) {
+		d.remember()
+	}
+}
+
+func (d *daemon) write(m memory) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.settings.StateDir, 0o700); err != nil {
+		return err
+	}
+	// Renamed into place: a crash leaves the old list or the new one. No fsync: a crash of the machine
+	// ends the clients' stale timers as well.
+	next := d.memoryFile() + ".next"
+	if err := os.WriteFile(next, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, d.memoryFile())
+}
+
+// remembered returns who was connected a moment ago. After the restart time nobody waits for us either.
+func (d *daemon) remembered(now time.Time) []netip.Addr {
+	gr := d.settings.Config.GracefulRestart
+	if d.settings.StateDir == "" || !gr.Enabled {
+		return nil
+	}
+	info, err := os.Stat(d.memoryFile())
+	if err != nil {
+		return nil // a first start
+	}
+	if age := now.Sub(info.ModTime()); age > gr.RestartTime {
+		return nil
+	}
+	var m memory
+	b, err := os.ReadFile(d.memoryFile())
+	if err == nil {
+		err = json.Unmarshal(b, &m)
+	}
+	if err != nil {
+		d.log.Warn("state cannot be read: routes may flap", "err", err)
+	}
+	return m.Established
+}
