@@ -130,7 +130,7 @@ conformance: deps test-interop ## What others made, on the other end: BGP with F
 ## Measures
 
 .PHONY: bench
-bench: bench-routes bench-cni bench-pods ## Measure against peers and physical limits: Markdown tables of ratios
+bench: bench-routes bench-cni bench-reflector bench-pods ## Measure against peers and physical limits: Markdown tables of ratios
 
 .PHONY: bench-pods
 bench-pods: image bin/lab

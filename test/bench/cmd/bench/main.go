@@ -3,7 +3,7 @@
 // Command bench measures heliograph beside its limits and its peers, and writes Markdown tables of
 // ratios with both sides' figures:
 //
-//	bench [-o FILE] NAME...
+//	bench [-o FILE] [-sizes N,...] [-rounds N] NAME...
 //
 // It runs in namespaces of its own, but for pods, which is alone and needs the lab to be up. It exits with 1 if a target is missed.
 package main
@@ -15,9 +15,12 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/heliograph-dev/heliograph/test/bench/cni"
 	"github.com/heliograph-dev/heliograph/test/bench/pods"
+	"github.com/heliograph-dev/heliograph/test/bench/reflector"
 	"github.com/heliograph-dev/heliograph/test/bench/routes"
 	"github.com/heliograph-dev/heliograph/test/bench/sandbox"
 	"github.com/heliograph-dev/heliograph/test/bench/table"
@@ -32,6 +35,8 @@ func main() {
 
 func run() error {
 	out := flag.String("o", "", "write the tables to this `file` too")
+	sizes := flag.String("sizes", "200,500,1000,2000", "how many clients reflectors have")
+	rounds := flag.Int("rounds", 3, "how often reflectors are measured")
 	flag.Parse()
 	names := flag.Args()
 	if !slices.Contains(names, "pods") { // which needs the lab, not a sandbox
@@ -46,7 +51,7 @@ func run() error {
 	var doc bytes.Buffer
 	missed := 0
 	for _, name := range names {
-		tables, err := measure(context.Background(), name)
+		tables, err := measure(context.Background(), name, *sizes, *rounds)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
@@ -69,14 +74,24 @@ func run() error {
 	return nil
 }
 
-func measure(ctx context.Context, name string) ([]table.Table, error) {
+func measure(ctx context.Context, name, sizes string, rounds int) ([]table.Table, error) {
 	switch name {
 	case "cni":
 		return cni.Measure(ctx)
 	case "pods":
 		return pods.Measure(ctx)
+	case "reflector":
+		o := reflector.Options{Rounds: rounds}
+		for _, n := range strings.Split(sizes, ",") {
+			size, err := strconv.Atoi(n)
+			if err != nil {
+				return nil, fmt.Errorf("-sizes: %w", err)
+			}
+			o.Sizes = append(o.Sizes, size)
+		}
+		return reflector.Measure(ctx, o)
 	case "routes":
 		return routes.Measure(ctx)
 	}
-	return nil, fmt.Errorf("no such benchmark (there are: cni, pods, routes)")
+	return nil, fmt.Errorf("no such benchmark (there are: cni, pods, reflector, routes)")
 }

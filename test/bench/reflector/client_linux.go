@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reflector
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	asn  = 65000
+	hold = 90
+)
+
+// space numbers the prefixes of a run: the even ones are IPv4 /26 or /24, the odd ones IPv6 /64. A feed
+// has IPv4 alone.
+type space struct {
+	bits4 int
+	v4    bool // IPv4 alone
+}
+
+func (s space) v6(i int) bool { return !s.v4 && i%2 == 1 }
+
+func (s space) nlri(b []byte, i int) []byte {
+	if s.v6(i) {
+		b = append(b, 64, 0xfd, 0, 0, 0)
+		return binary.BigEndian.AppendUint32(b, uint32(i))
+	}
+	if !s.v4 {
+		i /= 2
+	}
+	var ip [4]byte
+	binary.BigEndian.PutUint32(ip[:], 10<<24+uint32(i)<<(32-s.bits4))
+	return append(append(b, byte(s.bits4)), ip[:(s.bits4+7)/8]...)
+}
+
+// index is nlri's inverse; b begins with the length.
+func (s space) index(b []byte, v6 bool) int {
+	if v6 {
+		return int(binary.BigEndian.Uint32(b[5:]))
+	}
+	var ip [4]byte
+	copy(ip[:], b[1:1+(int(b[0])+7)/8])
+	i := int((binary.BigEndian.Uint32(ip[:]) - 10<<24) >> (32 - s.bits4))
+	if !s.v4 {
+		i *= 2
+	}
+	return i
+}
+
+// client is the least that a BGP speaker can be: it counts what it has. Every reflector meets the same.
+type client struct {
+	id    int
+	conn  net.Conn
+	space space
+	first int // its own prefixes are [first, first+own)
+	own   int
+	want  int
+	have  []bool
+	got   int
+	all   *latch // told when it has all that it wants
+
+	watch atomic.Pointer[watch]
+	up    chan struct{}
+	ended chan error
+}
+
+// watch waits for one prefix to come or to go.
+type watch struct {
+	prefix int
+	come   bool
+	seen   *latch
+}
+
+// latch knows when the last of n was done.
+type latch struct {
+	left atomic.Int64
+	done chan time.Time
+}
+
+func newLatch(n int) *latch {
+	l := &latch{done: make(chan time.Time, 1)}
+	l.left.Store(int64(n))
+	return l
+}
+
+func (l *latch) one() {
+	if l.left.Add(-1) == 0 {
+		l.done <- time.Now()
+	}
+}
+
+func (l *latch) wait(patience time.Duration) (time.Time, error) {
+	select {
+	case at := <-l.done:
+		return at, nil
+	case <-time.After(patience):
+		return time.Time{}, fmt.Errorf("%d clients still wait after %s", l.left.Load(), patience)
+	}
+}
+
+func message(typ byte, body []byte) []byte {
+	m := make([]byte, 19, 19+len(body))
+	for i := range 16 {
+		m[i] = 0xff
+	}
+	binary.BigEndian.PutUint16(m[16:], uint16(19+len(body)))
+	m[18] = typ
+	return append(m, body...)
+}
+
+func (c *client) open() []byte {
+	caps := []byte{1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 2, 0, 65, 4, 0, 0, asn >> 8, asn & 0xff}
+	if c.space.v4 {
+		caps = append(caps[:6], caps[12:]...)
+	}
+	b := []byte{4, asn >> 8, asn & 0xff, 0, hold, 10, 255, byte(c.id >> 8), byte(c.id), byte(len(caps) + 2), 2, byte(len(caps))}
+	return message(1, append(b, caps...))
+}
+
+func (c *client) attrs(community int, v6 bool) []byte {
+	a := []byte{0x40, 1, 1, 0, 0x40, 2, 0}
+	if !v6 {
+		a = append(a, 0x40, 3, 4, 172, 31, byte(c.id>>8), byte(c.id))
+	}
+	a = append(a, 0x40, 5, 4, 0, 0, 0, 100)
+	if community != 0 {
+		a = append(a, 0xc0, 8, 4, asn>>8, asn&0xff, byte(community>>8), byte(community))
+	}
+	return a
+}
+
+// announce makes UPDATEs of up to pack prefixes.
+func (c *client) announce(from, to, pack int) []byte {
+	var out []byte
+	for _, v6 := range []bool{false, true} {
+		var nlri []byte
+		n := 0
+		flush := func(i int) {
+			if n == 0 {
+				return
+			}
+			community := 0
+			if c.space.v4 {
+				community = 1 + i/pack%60000
+			}
+			at := c.attrs(community, v6)
+			if v6 {
+				hop := netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(c.id >> 8), 15: byte(c.id)}).AsSlice()
+				v := append(append([]byte{0, 2, 1, 16}, hop...), 0)
+				v = append(v, nlri...)
+				at = append(append([]byte{0x90, 14, byte(len(v) >> 8), byte(len(v))}, v...), at...)
+				nlri = nil
+			}
+			out = append(out, message(2, append(append([]byte{0, 0, byte(len(at) >> 8), byte(len(at))}, at...), nlri...))...)
+			nlri, n = nil, 0
+		}
+		for i := from; i < to; i++ {
+			if c.space.v6(i) != v6 {
+				continue
+			}
+			nlri = c.space.nlri(nlri, i)
+			if n++; n == pack {
+				flush(i)
+			}
+		}
+		flush(to)
+	}
+	return out
+}
+
+func (c *client) withdraw(i int) []byte {
+	nlri := c.space.nlri(nil, i)
+	if c.space.v6(i) {
+		v := append([]byte{0, 2, 1}, nlri...)
+		return message(2, append([]byte{0, 0, 0, byte(len(v) + 3), 0x80, 15, byte(len(v))}, v...))
+	}
+	return message(2, append(append([]byte{0, byte(len(nlri))}, nlri...), 0, 0))
+}
+
+// dial connects from an address of the client's own and waits until the session is up. Some reflectors
+// listen before they know their clients, so a refusal is no error at first.
+func (c *client) dial(to string) error {
+	d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(c.id/250), byte(1+c.id%250))}}
+	var err error
+	for range 100 {
+		if c.conn, err = d.Dial("tcp4", to); err == nil {
+			c.up, c.ended = make(chan struct{}), make(chan error, 1)
+			go func() { c.ended <- c.read() }()
+			_, _ = c.conn.Write(c.open())
+			select {
+			case <-c.up:
+				return nil
+			case err = <-c.ended:
+			case <-time.After(20 * time.Second):
+				err = errors.New("no session")
+			}
+			_ = c.conn.Close()
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return fmt.Errorf("client %d: %w", c.id, err)
+}
+
+func (c *client) read() error {
+	r := bufio.NewReaderSize(c.conn, 64<<10)
+	buf := make([]byte, 64<<10)
+	up := false
+	for {
+		if _, err := io.ReadFull(r, buf[:19]); err != nil {
+			return err
+		}
+		typ, body := buf[18], buf[:int(binary.BigEndian.Uint16(buf[16:]))-19]
+		if _, err := io.ReadFull(r, body); err != nil {
+			return err
+		}
+		switch typ {
+		case 1:
+			_, _ = c.conn.Write(message(4, nil))
+		case 2:
+			c.update(body)
+		case 3:
+			return fmt.Errorf("notification %d/%d", body[0], body[1])
+		case 4:
+			if !up {
+				close(c.up)
+			}
+			up = true
+		}
+	}
+}
+
+func (c *client) update(b []byte) {
+	wl := int(binary.BigEndian.Uint16(b))
+	c.prefixes(b[2:2+wl], false, false)
+	al := int(binary.BigEndian.Uint16(b[2+wl:]))
+	for at := b[4+wl : 4+wl+al]; len(at) > 2; {
+		n, head := int(at[2]), 3
+		if at[0]&0x10 != 0 {
+			n, head = int(binary.BigEndian.Uint16(at[2:])), 4
+		}
+		v := at[head : head+n]
+		switch at[1] {
+		case 14:
+			c.prefixes(v[5+int(v[3]):], v[1] == 2, true)
+		case 15:
+			c.prefixes(v[3:], v[1] == 2, false)
+		}
+		at = at[head+n:]
+	}
+	c.prefixes(b[4+wl+al:], false, true)
+}
+
+func (c *client) prefixes(b []byte, v6, come bool) {
+	for len(b) > 0 {
+		n := 1 + (int(b[0])+7)/8
+		c.note(c.space.index(b, v6), come)
+		b = b[n:]
+	}
+}
+
+func (c *client) note(i int, come bool) {
+	if i < 0 || i >= len(c.have) || i >= c.first && i < c.first+c.own || c.have[i] == come {
+		return
+	}
+	c.have[i] = come
+	if come {
+		if c.got++; c.got == c.want {
+			c.all.one()
+		}
+	} else {
+		c.got--
+	}
+	if w := c.watch.Load(); w != nil && w.prefix == i && w.come == come && c.watch.CompareAndSwap(w, nil) {
+		w.seen.one()
+	}
+}
