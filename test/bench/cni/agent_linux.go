@@ -66,7 +66,7 @@ func startAgent(ctx context.Context, dir string) (*agent, error) {
 	}); err != nil {
 		return nil, err
 	}
-	a := &agent{dir: dir, routes: route.New(route.NewKernel(conn), log), rules: nft.New(tables, log)}
+	a := &agent{dir: dir, routes: route.New(route.NewKernel(conn, 0), log), rules: nft.New(tables, log)}
 	a.manager = workload.New(workload.Options{
 		Store: addresses, Interfaces: interfaces, StateDir: dir, Log: log,
 		Hooks: workload.Hooks{Sync: func(ctx context.Context, _ string) error { return a.sync(ctx) }, Poke: func() { go func() { _ = a.sync(ctx) }() }},

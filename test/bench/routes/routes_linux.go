@@ -116,7 +116,7 @@ func newDrivers() (*drivers, error) {
 		return nil, err
 	}
 	quiet := slog.New(slog.DiscardHandler)
-	return &drivers{conn, nexthop.New(nexthop.NewKernel(conn), quiet), route.New(route.NewKernel(conn), quiet)}, nil
+	return &drivers{conn, nexthop.New(nexthop.NewKernel(conn), quiet), route.New(route.NewKernel(conn, 0), quiet)}, nil
 }
 
 func (d *drivers) apply(ctx context.Context) error {
