@@ -85,7 +85,7 @@ func (b *bench) program(w way, n int) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	if count, err := b.raw.dump(); err != nil || count != n {
+	if count, err := b.dump(); err != nil || count != n {
 		return 0, fmt.Errorf("%d routes in the kernel, want %d: %w", count, n, err)
 	}
 	return t, b.clear(n)
@@ -108,24 +108,24 @@ func (b *bench) ours(n int) func() error {
 // rawNexthops makes the same objects as ours does, then the routes.
 func (b *bench) rawNexthops(n int) func() error {
 	return func() error {
-		err := b.raw.each(gateways, func(g int) int {
-			at := b.raw.begin(unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.AF_INET, 0, protocol, 0, 0, 0, 0, 0)
-			b.raw.attr32(unix.NHA_ID, singleIDs+uint32(g))
-			b.raw.attr32(unix.NHA_OIF, b.link)
+		err := b.raw.Each(gateways, func(g int) int {
+			at := b.raw.Begin(unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.AF_INET, 0, protocol, 0, 0, 0, 0, 0)
+			b.raw.Attr32(unix.NHA_ID, singleIDs+uint32(g))
+			b.raw.Attr32(unix.NHA_OIF, b.link)
 			a := gateway(g).As4()
-			b.raw.attr(unix.NHA_GATEWAY, a[:])
-			b.raw.end(at)
+			b.raw.Attr(unix.NHA_GATEWAY, a[:])
+			b.raw.End(at)
 			return at
 		})
 		if err != nil {
 			return err
 		}
-		err = b.raw.each(gateways, func(g int) int {
-			at := b.raw.begin(unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.AF_UNSPEC, 0, protocol, 0, 0, 0, 0, 0)
-			b.raw.attr32(unix.NHA_ID, groupIDs+uint32(g))
+		err = b.raw.Each(gateways, func(g int) int {
+			at := b.raw.Begin(unix.RTM_NEWNEXTHOP, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.AF_UNSPEC, 0, protocol, 0, 0, 0, 0, 0)
+			b.raw.Attr32(unix.NHA_ID, groupIDs+uint32(g))
 			member := binary.NativeEndian.AppendUint32(make([]byte, 0, 8), singleIDs+uint32(g))
-			b.raw.attr(unix.NHA_GROUP, append(member, 0, 0, 0, 0))
-			b.raw.end(at)
+			b.raw.Attr(unix.NHA_GROUP, append(member, 0, 0, 0, 0))
+			b.raw.End(at)
 			return at
 		})
 		if err != nil {
@@ -140,8 +140,8 @@ func (b *bench) rawPlain(n int) func() error {
 }
 
 func (b *bench) rawRoutes(n int, nexthop func(i int) uint32) error {
-	return b.raw.each(n, func(i int) int {
-		return b.raw.route(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, i, b.link, nexthop(i))
+	return b.raw.Each(n, func(i int) int {
+		return b.rawRoute(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, i, b.link, nexthop(i))
 	})
 }
 

@@ -20,6 +20,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/felix/nexthop"
 	"github.com/heliograph-dev/heliograph/felix/route"
+	"github.com/heliograph-dev/heliograph/test/bench/raw"
 	"github.com/heliograph-dev/heliograph/test/bench/sandbox"
 	"github.com/heliograph-dev/heliograph/test/bench/table"
 )
@@ -77,7 +78,7 @@ func Measure(ctx context.Context) ([]table.Table, error) {
 			return nil, err
 		}
 	}
-	r, err := openRaw()
+	r, err := raw.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +100,7 @@ func Measure(ctx context.Context) ([]table.Table, error) {
 
 type bench struct {
 	ctx  context.Context
-	raw  *raw
+	raw  *raw.Socket
 	link uint32
 }
 
@@ -133,20 +134,20 @@ func (d *drivers) apply(ctx context.Context) error {
 func (b *bench) clear(n int) error {
 	for _, first := range []uint32{groupIDs, singleIDs} {
 		for g := range uint32(gateways) {
-			b.raw.out = b.raw.out[:0]
-			at := b.raw.begin(unix.RTM_DELNEXTHOP, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-			b.raw.attr32(unix.NHA_ID, first+g)
-			b.raw.end(at)
-			_ = b.raw.flush(at) // not there, most times
+			_ = b.raw.Each(1, func(int) int { // not there, most times
+				at := b.raw.Begin(unix.RTM_DELNEXTHOP, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+				b.raw.Attr32(unix.NHA_ID, first+g)
+				b.raw.End(at)
+				return at
+			})
 		}
 	}
 	for i := range n {
-		b.raw.out = b.raw.out[:0]
-		if b.raw.flush(b.raw.route(unix.RTM_DELROUTE, 0, i, 0, 0)) != nil {
+		if b.raw.Each(1, func(int) int { return b.rawRoute(unix.RTM_DELROUTE, 0, i, 0, 0) }) != nil {
 			break
 		}
 	}
-	if left, err := b.raw.dump(); err != nil || left != 0 {
+	if left, err := b.dump(); err != nil || left != 0 {
 		return fmt.Errorf("%d routes are left: %w", left, err)
 	}
 	return nil
@@ -185,7 +186,7 @@ func (b *bench) resync() (table.Table, error) {
 		messages = d.conn.Sent() - before
 		ours = append(ours, t)
 		t, err = timed(func() error {
-			if count, err := b.raw.dump(); err != nil || count != n {
+			if count, err := b.dump(); err != nil || count != n {
 				return fmt.Errorf("raw dump of %d routes: %w", count, err)
 			}
 			return nil
