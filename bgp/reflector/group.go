@@ -43,7 +43,7 @@ func newGroup(key groupKey, id int, policy compiled) *group {
 // sends tells whether routes of the source may go to the group at all (RFC 4456 §6): from a client to
 // everyone, from others to clients.
 func (g *group) sends(from *source) bool {
-	return from != nil && !(from.nonClient && g.nonClient)
+	return from != nil && (!from.nonClient || !g.nonClient)
 }
 
 // change adds to the encoder what became of a prefix since the last flush.

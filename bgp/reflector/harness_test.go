@@ -74,7 +74,6 @@ type client struct {
 	conn net.Conn
 	addr netip.Addr
 	open open
-	neg  negotiated
 
 	stalled atomic.Bool // it reads no more until resume is closed
 	resume  chan struct{}
@@ -131,15 +130,6 @@ func (c *client) write(messages ...[]byte) {
 func (c *client) say(messages ...[]byte) {
 	c.write(messages...)
 	time.Sleep(20 * time.Millisecond) // of the bubble: flushes happen
-	synctest.Wait()
-}
-
-// keepAlive answers as long as the bubble lets it.
-func (c *client) keepAlive(d time.Duration) {
-	for end := time.Now().Add(d); time.Now().Before(end); {
-		time.Sleep(min(20*time.Second, time.Until(end)))
-		c.write(keepaliveMessage())
-	}
 	synctest.Wait()
 }
 

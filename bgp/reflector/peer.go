@@ -4,7 +4,6 @@ package reflector
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -31,7 +30,6 @@ type peer struct {
 	flaps     int64
 	lastError string
 	heldUntil time.Time
-	heldWhy   string
 
 	updates  int64
 	problems int64
@@ -182,7 +180,7 @@ func (c *core) rise(s *session) bool {
 	if r := s.neg.restart; r == nil || r.restarting {
 		c.await(p.addr)
 	}
-	s.log.Info("session established", "hold", s.neg.hold, "families", fmt.Sprint(s.neg.families.public()), "group", s.group.id)
+	s.log.Info("session established", "hold", s.neg.hold, "families", s.neg.families.public(), "group", s.group.id)
 	c.poke()
 	return true
 }
@@ -321,5 +319,3 @@ func (p *peer) state() bgp.SessionState {
 	}
 	return best
 }
-
-func comparePeers(a, b *peer) int { return a.addr.Compare(b.addr) }

@@ -67,7 +67,6 @@ type ended struct {
 	text string
 	// graceful: without a NOTIFICATION from either side, so RFC 4724 applies.
 	graceful bool
-	timeout  bool
 }
 
 // run speaks with the peer until the session ends, and tells the core.
@@ -90,7 +89,7 @@ func (s *session) guarded() (e ended) {
 	err := s.converse()
 	s.kill(asNotification(err), reasonOf(err))
 	if s.last != nil && s.writerIdle() {
-		s.write([][]byte{s.last.message()}, farewell)
+		_ = s.write([][]byte{s.last.message()}, farewell) // a last word; the session is over either way
 	}
 	return s.verdict(err)
 }

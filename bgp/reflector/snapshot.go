@@ -207,7 +207,7 @@ func (c *core) routes(within netip.Prefix) []Route {
 	for f := range families {
 		for _, d := range c.tables[f].dests {
 			p := d.prefix.netip(f)
-			if within.IsValid() && !(within.Bits() <= p.Bits() && within.Contains(p.Addr())) {
+			if within.IsValid() && (within.Bits() > p.Bits() || !within.Contains(p.Addr())) {
 				continue
 			}
 			out = append(out, d.public(p))

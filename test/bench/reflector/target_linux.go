@@ -18,7 +18,6 @@ const address = "127.0.0.1:1790"
 
 // target is a reflector: how to configure and start it, with clients from 127.1.0.0/16.
 type target struct {
-	name string
 	file string
 	conf string
 	args []string // {dir} is where file is
