@@ -79,3 +79,22 @@ func TestSplitHorizon(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// RFC 2545 §3: a link-local next hop does not go beyond its link; alone it is of no use.
+func TestLinkLocal(t *testing.T) {
+	inBed(t, Options{}, func(t *testing.T, b *bed) {
+		a, c := b.dial("10.0.0.1"), b.dial("10.0.0.2")
+		hops := func(hops ...string) []byte {
+			v := []byte{0, afiIPv6, safiUnicast, byte(16 * len(hops))}
+			for _, h := range hops {
+				v = append(v, addr(h).AsSlice()...)
+			}
+			v = append(append(v, 0), nlriBytes("fd00:1::/64")...)
+			return rawUpdate(nil, append(appendAttr(nil, flagOptional, attrMPReach, v), plainAttrs("")...), nil)
+		}
+		a.say(hops("2001:db8::1", "fe80::1"))
+		diff(t, "both", c.table(), "fd00:1::/64 2001:db8::1 {Origin: i} {AsPath: } {LocalPref: 100} {Originator: 10.0.0.1} {ClusterList: [10.255.0.1]}")
+		a.say(hops("fe80::1"))
+		diff(t, "link-local alone", c.table(), "")
+	})
+}

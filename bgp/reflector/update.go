@@ -389,6 +389,9 @@ func (p *parser) encode(b []byte, f family, nextHop []byte) []byte {
 	if f == ipv4 {
 		b = append(b, byte(f), 0)
 	} else {
+		// The link-local half may go only to those who share a link with the next hop (RFC 2545 §3), and
+		// of that we know nothing.
+		nextHop = nextHop[:16]
 		b = append(b, byte(f), byte(len(nextHop)))
 		b = append(b, nextHop...)
 	}
