@@ -32,6 +32,8 @@ type dest struct {
 	dirty bool
 	// gone has the sources whose paths went since the last flush, for groups with add-paths.
 	gone []*source
+	// one is the memory of a path: nearly all prefixes have one, and two objects would cost twice.
+	one path
 }
 
 func (d *dest) has(from *source) bool {
@@ -110,7 +112,11 @@ func (t *table) announce(pl *pool, from *source, p prefix, a *attrs) bool {
 		return false
 	}
 	a.refs++
-	x := &path{dest: d, from: from, attrs: a, next: d.paths, fresh: true}
+	x := &d.one
+	if x.attrs != nil {
+		x = new(path)
+	}
+	*x = path{dest: d, from: from, attrs: a, next: d.paths, fresh: true}
 	d.paths = x
 	list := &from.paths[t.family]
 	if x.after = list.first; x.after != nil {
@@ -161,6 +167,7 @@ func (t *table) remove(pl *pool, x *path) {
 		d.gone = append(d.gone, x.from)
 	}
 	pl.release(x.attrs)
+	*x = path{} // its memory may be used again
 	t.touch(d)
 }
 

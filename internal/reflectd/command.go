@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -37,6 +38,11 @@ file. It is read again when it changes, and at SIGHUP; sessions that a change do
 				return fmt.Errorf("--log-level: %w", err)
 			}
 			log := slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: level}))
+			if os.Getenv("GOGC") == "" {
+				// What is kept is small beside what an engine that copies per client would keep; a burst
+				// makes garbage that is better collected late.
+				debug.SetGCPercent(200)
+			}
 			reload := make(chan os.Signal, 1)
 			signal.Notify(reload, syscall.SIGHUP)
 			defer signal.Stop(reload)

@@ -46,7 +46,7 @@ func TestReflectorRefresh(t *testing.T) {
 	isolate(t, func(t *testing.T) { refreshes(t, newFRRClient, newBIRDClient) })
 }
 func TestReflectorAddPaths(t *testing.T) {
-	isolate(t, func(t *testing.T) { addPaths(t, newFRRClient, newBIRDClient) })
+	isolate(t, func(t *testing.T) { addPaths(t) })
 }
 func TestReflectorMaxPrefixes(t *testing.T) {
 	isolate(t, func(t *testing.T) { maxPrefixes(t, newFRRClient, newBIRDClient) })
@@ -270,13 +270,20 @@ func refreshes(t *testing.T, makes ...makeClient) {
 	}
 }
 
-// addPaths: with add-paths offered, those who do not ask get the best paths as before.
-func addPaths(t *testing.T, makes ...makeClient) {
-	_, clients, _ := setUp(t, "  addPaths: true\n", "", makes...)
-	for _, c := range clients {
+// addPaths: BIRD asks for all paths and gets both of a prefix that two announce; FRR does not ask.
+func addPaths(t *testing.T) {
+	_, clients, places := setUp(t, "  addPaths: true\n", "", newFRRClient, newFRRClient, newBIRDClient)
+	for _, c := range clients[:2] {
 		c.announceMore(t, 1)
 	}
-	wait(t, "two paths for one prefix", func() string { return metric(t, `heliograph_reflector_paths{family="IPv4"}`) }, "4")
+	asked := clients[2].(*birdClient)
+	wait(t, "both paths", func() string {
+		out := nettest.Cmd(t, "birdc", "-s", asked.dir+"/ctl", "show", "route", "10.99.1.0/24")
+		return fmt.Sprint(strings.Count(out, places[0].addr)+strings.Count(out, places[1].addr), " ", strings.Count(out, "unicast"))
+	}, "2 2")
+	if got := sessions(t); got != "3" {
+		t.Errorf("%s sessions", got)
+	}
 }
 
 // maxPrefixes: a client that sends too much goes, and its routes; the other stays.
@@ -468,8 +475,8 @@ protocol bgp up {
   error wait time 1, 2;
   graceful restart on;
   graceful restart time 60;
-  ipv4 { import all; export where source = RTS_STATIC; next hop self; };
-  ipv6 { import all; export where source = RTS_STATIC; next hop address %s; };
+  ipv4 { import all; export where source = RTS_STATIC; next hop self; add paths rx; };
+  ipv6 { import all; export where source = RTS_STATIC; next hop address %s; add paths rx; };
 }
 `, c.addr, c.v4(), extra, c.v6(), c.addr, secret, c.addr6))
 }
