@@ -143,6 +143,10 @@ func TestFallsBackToVXLANAndReturns(t *testing.T) {
 	a, b := twoPods(t)
 	wantAllNative(t)
 	t.Cleanup(func() { neighbor(t, "no ") })
+	if mtu := strings.TrimSpace(lab(t, a.in("cat", "/sys/class/net/eth0/mtu")...)); mtu != "1500" {
+		t.Errorf("the MTU of a pod is %s, want the fabric's own 1500", mtu)
+	}
+	wantFullSize(t, a, b)
 	pings := pingBothWays(t, a, b, time.Minute)
 	dump := capture(t, "spine", "udp port 4789")
 	neighbor(t, "")
@@ -153,6 +157,7 @@ func TestFallsBackToVXLANAndReturns(t *testing.T) {
 			t.Errorf("over VXLAN: %v", err)
 		}
 	}
+	wantTooBig(t, a, b)
 	if seen := strings.Join(encapsulated(dump.stop(), a), "\n"); !strings.Contains(seen, a.ip4.String()) || !strings.Contains(seen, a.ip6.String()) {
 		t.Errorf("the spine saw no VXLAN between the pods:\n%.2000s", seen)
 	}
@@ -163,6 +168,28 @@ func TestFallsBackToVXLANAndReturns(t *testing.T) {
 	wantPaths(t, "node3", "node1", "Native", time.Minute)
 	wantShortGaps(t, "return", pings, 300*time.Millisecond)
 	wantSaid(t, "PathVXLAN", "events", "-n", "default", "--field-selector", "involvedObject.name=node1")
+}
+
+// wantFullSize sends packets of 1500 bytes that must not be fragmented. -M probe does not look at what an
+// earlier fallback has taught the pod.
+func wantFullSize(t *testing.T, from, to pod) {
+	t.Helper()
+	for ip, payload := range map[string]string{to.ip4.String(): "1472", to.ip6.String(): "1452"} {
+		lab(t, from.in("ping", "-n", "-M", "probe", "-c", "3", "-i", "0.2", "-W", "2", "-s", payload, ip)...)
+	}
+}
+
+// wantTooBig sends the same by a tunnel: the node itself tells the pod how large a packet may be, and one
+// that is no larger comes through.
+func wantTooBig(t *testing.T, from, to pod) {
+	t.Helper()
+	for ip, payload := range map[string][2]string{to.ip4.String(): {"1472", "1422"}, to.ip6.String(): {"1452", "1402"}} {
+		out, err := try(from.in("ping", "-n", "-M", "do", "-c", "3", "-i", "0.2", "-W", "2", "-s", payload[0], ip)...)
+		if err == nil || !strings.Contains(out+err.Error(), "1450") {
+			t.Errorf("a packet of 1500 bytes to %s by VXLAN: %v %s; want to be told of 1450", ip, err, out)
+		}
+		lab(t, from.in("ping", "-n", "-M", "do", "-c", "3", "-i", "0.2", "-W", "2", "-s", payload[1], ip)...)
+	}
 }
 
 // wantShortGaps stops the pingers and prints what a change of path cost. The routers take 50 ms each
