@@ -113,7 +113,7 @@ test-vm: ## The kernel drivers' tests on a second kernel, Debian's, in QEMU
 	HELIOGRAPH_NO_SKIP=1 $(GO) test -short -exec $(CURDIR)/hack/vm/run $(VM_PACKAGES)
 
 VM_PACKAGES := ./felix/link ./felix/address ./felix/neigh ./felix/nexthop ./felix/route ./felix/rule ./felix/nft ./felix/sysctl \
-	./felix/conntrack ./felix/capability ./felix/explain
+	./felix/conntrack ./felix/capability ./felix/explain ./felix/agenttest
 
 .PHONY: test-interop
 test-interop: bin/heliograph-reflector ## The speaker and the reflector against FRR and BIRD

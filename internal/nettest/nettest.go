@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,12 +32,18 @@ const (
 // Without the right to make namespaces the test is skipped, which fails under make test.
 func Run(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
+	RunFor(t, 5*time.Minute, f)
+}
+
+// RunFor is Run for a test that may take longer, or has to take less.
+func RunFor(t *testing.T, longest time.Duration, f func(t *testing.T)) {
+	t.Helper()
 	if os.Getenv(insideEnv) == t.Name() {
 		prepare(t)
 		f(t)
 		return
 	}
-	cmd := exec.Command(os.Args[0], "-test.run="+pattern(t.Name()), "-test.v", "-test.timeout=300s") //nolint:gosec // our own binary
+	cmd := exec.Command(os.Args[0], "-test.run="+pattern(t.Name()), "-test.v", "-test.timeout="+longest.String()) //nolint:gosec // our own binary
 	cmd.Env = append(os.Environ(), insideEnv+"="+t.Name())
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
