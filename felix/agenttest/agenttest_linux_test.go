@@ -29,7 +29,7 @@ const (
 	// patience is generous: the machine may be emulated.
 	patience = time.Minute
 	// longest bounds the whole story.
-	longest = 14 * time.Minute
+	longest = 9 * time.Minute
 )
 
 func TestMain(m *testing.M) {
@@ -72,32 +72,67 @@ type story struct {
 	ipv6    *stream
 	tcp     []*session
 	metrics map[string]*http.Client
+	steps   []step
+}
+
+// step is one change, and when it was made.
+type step struct {
+	name string
+	at   time.Time
 }
 
 // TestFabricFails: two racks whose agents see the fabric lose BGP, then refuse IPIP, then VXLAN, and come
-// back. Each time the path is the best that carries packets, both ends agree, the spine sees it on its
-// wire, and connections live through all of it.
+// back, and that are killed meanwhile. Each time the path is the best that carries packets, both ends
+// agree, the spine sees it on its wire, and connections live through all of it.
 func TestFabricFails(t *testing.T) {
 	nettest.RunFor(t, longest, func(t *testing.T) {
 		nettest.NeedLink(t, "ipip")
 		s := newStory(t)
-		s.step("BGP carries the pods' routes: native", func() {}, func() { s.paths("Native", "Native") })
+		defer s.losses()
+		s.step("BGP carries the pods' routes", func() {}, func() { s.paths("Native", "Native") })
 		s.traffic()
 		s.wired("Native", "Native")
-		leaf2 := func() { s.world.birds["leaf2"].stop(syscall.SIGTERM) }
-		s.step("leaf2 stops speaking BGP", leaf2, func() { s.paths("IPIP", "VXLAN") })
-		s.wired("IPIP", "VXLAN")
-		const noIPIP, noVXLAN = "ip protocol 4", "udp dport 4789"
-		s.step("the spine drops IPIP", func() { faults(t, noIPIP) }, func() { s.paths("VXLAN", "VXLAN") })
-		s.wired("VXLAN", "VXLAN")
-		s.step("the spine drops VXLAN too", func() { faults(t, noIPIP, noVXLAN) }, func() { s.unanswered(1); s.paths("VXLAN", "VXLAN") })
-		s.step("the spine lets VXLAN through", func() { faults(t, noIPIP) }, func() { s.unanswered(0); s.paths("VXLAN", "VXLAN") })
-		s.wired("VXLAN", "VXLAN")
-		s.step("the spine lets IPIP through", func() { faults(t) }, func() { s.paths("IPIP", "VXLAN") })
-		s.wired("IPIP", "VXLAN")
-		s.step("leaf2 speaks BGP again", func() { s.world.startLeaf2(t) }, func() { s.paths("Native", "Native") })
+		s.fail()
+		s.comeBack()
+		s.step("b's agent is killed for 20 s", func() { s.world.agents["b"].stop(syscall.SIGKILL) }, func() { s.stays(20*time.Second, "Native", "Native") })
+		s.step("b's agent starts again", func() { s.world.startAgent(t, "b") }, func() { s.paths("Native", "Native") })
 		s.wired("Native", "Native")
+		s.unchanged(2, "Native", "Native")
 	})
+}
+
+// What the spine can drop.
+const (
+	noIPIP  = "ip protocol 4"
+	noVXLAN = "udp dport 4789"
+)
+
+// fail takes one way after the other from the nodes.
+func (s *story) fail() {
+	s.t.Helper()
+	t, a := s.t, s.world.agents["a"]
+	s.step("leaf2 stops speaking BGP", func() { s.world.birds["leaf2"].stop(syscall.SIGTERM) }, func() { s.paths("IPIP", "VXLAN") })
+	s.wired("IPIP", "VXLAN")
+	s.step("a's agent is killed and starts again", func() { a.stop(syscall.SIGKILL); s.world.startAgent(t, "a") }, func() { s.paths("IPIP", "VXLAN") })
+	s.wired("IPIP", "VXLAN")
+	s.unchanged(1, "IPIP", "VXLAN")
+	s.step("the spine drops IPIP", func() { faults(t, noIPIP) }, func() { s.paths("VXLAN", "VXLAN") })
+	s.wired("VXLAN", "VXLAN")
+	s.step("the spine drops VXLAN too", func() { faults(t, noIPIP, noVXLAN) }, func() { s.unanswered(1); s.paths("VXLAN", "VXLAN") })
+}
+
+// comeBack gives them back, with a fault of one direction between.
+func (s *story) comeBack() {
+	s.t.Helper()
+	t := s.t
+	s.step("the spine lets VXLAN through", func() { faults(t, noIPIP) }, func() { s.unanswered(0); s.paths("VXLAN", "VXLAN") })
+	s.wired("VXLAN", "VXLAN")
+	s.step("the spine lets IPIP through", func() { faults(t) }, func() { s.paths("IPIP", "VXLAN") })
+	s.wired("IPIP", "VXLAN")
+	s.step("the spine drops IPIP from a to b alone", func() { faults(t, "ip saddr 192.168.11.11 "+noIPIP) }, func() { s.paths("VXLAN", "VXLAN") })
+	s.wired("VXLAN", "VXLAN")
+	s.step("leaf2 speaks BGP again", func() { s.world.startLeaf2(t) }, func() { s.paths("Native", "Native") })
+	s.wired("Native", "Native")
 }
 
 // newStory starts all there is, but no traffic.
@@ -127,20 +162,46 @@ func (s *story) traffic() {
 	s.tcp = []*session{startSession(s.t, 4), startSession(s.t, 6)}
 }
 
-// step changes something, and prints when both agents had followed, and what was lost meanwhile.
+// step changes something, and prints when both agents had followed.
 func (s *story) step(name string, change, follow func()) {
 	s.t.Helper()
 	from := time.Now()
+	s.steps = append(s.steps, step{name, from})
 	change()
 	follow()
-	s.t.Logf("%-40s followed after %6.1f s", name, time.Since(from).Seconds())
+	s.t.Logf("%-40s followed after %.1f s", name, time.Since(from).Seconds())
+}
+
+// losses prints what was lost from each step to the next one. Where nothing passes, that is known only when
+// something does.
+func (s *story) losses() {
 	if s.ipv4 == nil {
 		return
 	}
-	// Where nothing passes, what was lost is known only when something does.
-	s.t.Cleanup(func() {
-		s.t.Logf("losses from %q on: IPv4 %s; IPv6 %s", name, s.ipv4.since(from), s.ipv6.since(from))
-	})
+	for i, step := range s.steps {
+		to := time.Now()
+		if i+1 < len(s.steps) {
+			to = s.steps[i+1].at
+		}
+		s.t.Logf("%-40s lost IPv4 %s, IPv6 %s", step.name, s.ipv4.losses(step.at, to), s.ipv6.losses(step.at, to))
+	}
+}
+
+// unchanged checks that in the last steps the spine saw no other kind than these.
+func (s *story) unchanged(steps int, ipv4, ipv6 string) {
+	s.t.Helper()
+	since := s.steps[len(s.steps)-steps].at
+	s.wire.onlyShowed(s.t, s.ipv4, ipv4, since)
+	s.wire.onlyShowed(s.t, s.ipv6, ipv6, since)
+}
+
+// stays checks that a reaches b by these methods, and that all flows, for some time.
+func (s *story) stays(d time.Duration, ipv4, ipv6 string) {
+	s.t.Helper()
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		s.sees("a", fmt.Sprintf("heliograph_path_info{ipv4=%q,ipv6=%q,node=%q} 1", ipv4, ipv6, "b"))
+		s.wired(ipv4, ipv6)
+	}
 }
 
 // paths waits until each agent reaches the other by these methods.
@@ -179,7 +240,7 @@ func (s *story) get(node string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer resp.Body.Close() //nolint:errcheck // read only
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return "", errors.New(resp.Status)
 	}

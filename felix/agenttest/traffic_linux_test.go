@@ -25,21 +25,14 @@ const (
 	payloadSize = 172
 )
 
-// gap is a run of datagrams that were not answered.
-type gap struct {
-	from time.Time
-	took time.Duration
-	lost int
-}
-
 // stream sends a datagram from a to b each interval, and notes which ones b does not answer.
 type stream struct {
 	magic    string
 	conn     net.Conn
-	answered atomic.Uint64 // the last one
 	mu       sync.Mutex
 	sent     []time.Time
-	gaps     []gap
+	answered []bool
+	last     int // the last one answered
 }
 
 // startStream begins to send to b's address of a family, 4 or 6, until the test ends.
@@ -97,8 +90,8 @@ func (s *stream) send() {
 	b := make([]byte, payloadSize)
 	copy(b, s.magic)
 	s.mu.Lock()
-	s.sent = append(s.sent, time.Now())
 	binary.BigEndian.PutUint64(b[payloadSize-8:], uint64(len(s.sent)))
+	s.sent, s.answered = append(s.sent, time.Now()), append(s.answered, false)
 	s.mu.Unlock()
 	_, _ = s.conn.Write(b) // that there is no route is a loss like another
 }
@@ -106,7 +99,6 @@ func (s *stream) send() {
 // receive ends with the connection. Errors that ICMP brings do not end it.
 func (s *stream) receive() {
 	buf := make([]byte, 2048)
-	last := uint64(0)
 	for {
 		n, err := s.conn.Read(buf)
 		if isClosed(err) {
@@ -116,53 +108,56 @@ func (s *stream) receive() {
 			continue
 		}
 		seq := binary.BigEndian.Uint64(buf[payloadSize-8 : payloadSize])
-		if seq <= last {
-			continue
+		s.mu.Lock()
+		if seq < uint64(len(s.answered)) {
+			s.answered[seq] = true
+			s.last = max(s.last, int(seq)) //nolint:gosec // below a length
 		}
-		if seq > last+1 {
-			s.note(last+1, seq)
-		}
-		last = seq
-		s.answered.Store(seq)
+		s.mu.Unlock()
 	}
 }
 
-// note adds the gap from the first lost datagram to the one that is answered again.
-func (s *stream) note(lost, answered uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	from := s.sent[lost-1]
-	s.gaps = append(s.gaps, gap{from: from, took: s.sent[answered-1].Sub(from), lost: int(answered - lost)}) //nolint:gosec // small
-}
+// outage is how many datagrams in a row make an outage. Fewer are losses of a machine that is busy.
+const outage = 3
 
-// since sums up the gaps that began after a time.
-func (s *stream) since(from time.Time) string {
+// losses tells the outages that began between two times, and how many datagrams were lost beside.
+func (s *stream) losses(from, to time.Time) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var out []string
-	for _, g := range s.gaps {
-		if !g.from.Before(from) {
-			out = append(out, fmt.Sprintf("%d ms (%d lost) at +%.1f s", g.took.Milliseconds(), g.lost, g.from.Sub(from).Seconds()))
+	single := 0
+	for i := 0; i < s.last; i++ {
+		first := i
+		for !s.answered[i] { // the last one is
+			i++
 		}
+		lost, at := i-first, s.sent[first]
+		if lost == 0 || at.Before(from) || !at.Before(to) {
+			continue
+		}
+		if lost < outage {
+			single += lost
+			continue
+		}
+		out = append(out, fmt.Sprintf("%d ms (%d lost) at +%d ms", s.sent[i].Sub(at).Milliseconds(), lost, at.Sub(from).Milliseconds()))
 	}
-	if out == nil {
-		return "none"
-	}
-	return strings.Join(out, ", ")
+	return fmt.Sprintf("[%s] and %d", strings.Join(out, ", "), single)
 }
 
 // isClosed says whether a connection's reader has nothing more to come.
 func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }
 
-// flows waits until what is sent now is answered.
+// flows waits until a second's worth of what is sent from now on is answered.
 func (s *stream) flows(t *testing.T) {
 	t.Helper()
 	s.mu.Lock()
-	now := uint64(len(s.sent))
+	now := len(s.sent)
 	s.mu.Unlock()
 	eventually(t, patience, func() string {
-		if got := s.answered.Load(); got <= now+uint64(time.Second/interval) {
-			return fmt.Sprintf("%s: %d of more than %d answered", s.magic, got, now)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.last <= now+int(time.Second/interval) {
+			return fmt.Sprintf("%s: %d answered last of those after %d", s.magic, s.last, now)
 		}
 		return ""
 	})
@@ -256,6 +251,8 @@ type frame struct {
 type wire struct {
 	mu     sync.Mutex
 	frames map[string][]frame // by magic; the latest
+	// seen is when the last frame was, by magic and kind.
+	seen map[[2]string]time.Time
 }
 
 const framesKept = 10
@@ -280,7 +277,7 @@ func watchWire(t *testing.T, ns, device string) *wire {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 200_000}); err != nil {
 		t.Fatal(err)
 	}
-	w := &wire{frames: map[string][]frame{}}
+	w := &wire{frames: map[string][]frame{}, seen: map[[2]string]time.Time{}}
 	done := t.Context().Done()
 	go func() {
 		defer unix.Close(fd) //nolint:errcheck // read only
@@ -309,6 +306,7 @@ func (w *wire) note(packet []byte) {
 	f.at = time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.seen[[2]string{magic, f.kind}] = f.at
 	list := append(w.frames[magic], f)
 	w.frames[magic] = list[max(0, len(list)-framesKept):]
 }
@@ -342,4 +340,16 @@ func (w *wire) shows(t *testing.T, s *stream, kind string, length int) {
 		}
 		return ""
 	})
+}
+
+// onlyShowed checks that a stream had no other kind since a time.
+func (w *wire) onlyShowed(t *testing.T, s *stream, kind string, since time.Time) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for key, at := range w.seen {
+		if key[0] == s.magic && key[1] != kind && at.After(since) {
+			t.Errorf("%s went by %s %s after all was to stay %s", s.magic, key[1], at.Sub(since), kind)
+		}
+	}
 }

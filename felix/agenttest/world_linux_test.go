@@ -156,7 +156,7 @@ func (p *process) stop(signal syscall.Signal) {
 		return
 	}
 	_ = p.cmd.Process.Signal(signal)
-	<-p.done
+	<-p.done //nolint:errcheck // however it ended
 	p.done = nil
 }
 
