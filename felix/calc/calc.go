@@ -81,7 +81,7 @@ type Draft struct{ c computation }
 func Prepare(v snapshot.View) *Draft {
 	c := computation{
 		View:     v,
-		nexthops: newNexthopTable(),
+		nexthops: newNexthopTable(len(v.Nodes)),
 		owned:    map[string][]snapshot.Block{},
 		out:      RemoteState{Refused: map[netip.Addr]Refusal{}, Problems: slices.Clone(v.Problems)},
 	}
@@ -121,6 +121,7 @@ func (d *Draft) Finish(decisions []path.Decision) RemoteState {
 func (c *computation) resolve() {
 	objects, ids := c.nexthops.resolve()
 	c.out.Nexthops = objects
+	c.out.Routes = slices.Grow(c.out.Routes, len(c.Blocks))
 	for _, u := range c.nexthops.users {
 		u.route.Nexthop = ids[u.nexthop]
 		if u.table == path.Methods {

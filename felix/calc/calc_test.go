@@ -337,7 +337,7 @@ func TestVXLANUnderlayFollowsSharedFamily(t *testing.T) {
 }
 
 func TestIDsOfNexthopsAreOursAndStable(t *testing.T) {
-	table := newNexthopTable()
+	table := newNexthopTable(0)
 	for i := range 20_000 {
 		table.group(desired.NexthopKey(fmt.Sprintf("node/n%d/IPv4", i)), []hop{{gateway: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), device: "eth0"}})
 	}

@@ -32,6 +32,7 @@ import (
 type nexthopTable struct {
 	singles map[desired.NexthopKey]desired.Nexthop
 	groups  map[desired.NexthopKey][]desired.NexthopKey
+	names   map[hop]desired.NexthopKey // of singles: the same few hops are named thousands of times
 	users   []routeRef
 }
 
@@ -42,8 +43,13 @@ type routeRef struct {
 	table   path.Method // whose probes' table it is of; Methods: the main one
 }
 
-func newNexthopTable() *nexthopTable {
-	return &nexthopTable{singles: map[desired.NexthopKey]desired.Nexthop{}, groups: map[desired.NexthopKey][]desired.NexthopKey{}}
+// newNexthopTable returns a table for so many nodes: each has a group and a way through a tunnel per family.
+func newNexthopTable(nodes int) *nexthopTable {
+	return &nexthopTable{
+		singles: make(map[desired.NexthopKey]desired.Nexthop, 2*nodes),
+		groups:  make(map[desired.NexthopKey][]desired.NexthopKey, 2*nodes),
+		names:   make(map[hop]desired.NexthopKey, 2*nodes),
+	}
 }
 
 // hop is one way out: a gateway on a device.
@@ -69,8 +75,12 @@ func (t *nexthopTable) group(name desired.NexthopKey, hops []hop) {
 
 // single defines a hop of its own, and returns its name.
 func (t *nexthopTable) single(h hop) desired.NexthopKey {
-	k := h.key()
-	t.singles[k] = desired.Nexthop{Gateway: h.gateway, Device: h.device, OnLink: h.onLink}
+	k, ok := t.names[h]
+	if !ok {
+		k = h.key()
+		t.names[h] = k
+		t.singles[k] = desired.Nexthop{Gateway: h.gateway, Device: h.device, OnLink: h.onLink}
+	}
 	return k
 }
 
@@ -79,11 +89,13 @@ func (t *nexthopTable) single(h hop) desired.NexthopKey {
 func (t *nexthopTable) contentGroup(f bgp.Family, hops []hop) desired.NexthopKey {
 	keys := make([]string, len(hops))
 	for i, h := range hops {
-		keys[i] = string(h.key())
+		keys[i] = string(t.single(h))
 	}
 	slices.Sort(keys)
 	name := desired.NexthopKey("set/" + f.String() + "/" + strings.Join(keys, ","))
-	t.group(name, hops)
+	if _, ok := t.groups[name]; !ok {
+		t.group(name, hops)
+	}
 	return name
 }
 

@@ -22,14 +22,14 @@ type pathIndex struct {
 // indexPaths sorts out what BGP learned: from a node only its own blocks count, from a router all
 // that does not lie within a block of ours. What a peer may not announce is counted, not obeyed.
 func (c *computation) indexPaths() {
-	c.candidates = pathIndex{byPrefix: map[netip.Prefix][]bgp.Path{}, lengths: map[bgp.Family][]int{}}
-	owner := map[netip.Prefix]string{}
+	c.candidates = pathIndex{byPrefix: make(map[netip.Prefix][]bgp.Path, len(c.Blocks)), lengths: map[bgp.Family][]int{}}
+	owner := make(map[netip.Prefix]string, len(c.Blocks))
 	for node, blocks := range c.owned {
 		for _, b := range blocks {
 			owner[b.CIDR] = node
 		}
 	}
-	nodeAt := map[netip.Addr]string{}
+	nodeAt := make(map[netip.Addr]string, 2*len(c.Nodes))
 	for _, n := range c.Nodes {
 		nodeAt[n.IPv4], nodeAt[n.IPv6] = n.Name, n.Name
 	}
@@ -189,7 +189,7 @@ func (x pathIndex) covering(p netip.Prefix) []bgp.Path {
 // fabricRoutes installs what routers announce beside our blocks: other users of the pools'
 // ranges, and what acceptPrefixes lets in.
 func (c *computation) fabricRoutes() {
-	blocks := map[netip.Prefix]bool{}
+	blocks := make(map[netip.Prefix]bool, len(c.Blocks))
 	for _, b := range c.Blocks {
 		blocks[b.CIDR] = true
 	}

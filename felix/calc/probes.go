@@ -3,7 +3,6 @@
 package calc
 
 import (
-	"fmt"
 	"net/netip"
 
 	"github.com/heliograph-dev/heliograph/bgp"
@@ -25,6 +24,7 @@ func (c *computation) probing(decisions []path.Decision) {
 			c.probeRules(f)
 		}
 	}
+	c.out.Targets = make([]path.Target, 0, len(c.ways))
 	for i := range c.ways {
 		w := &c.ways[i]
 		to := w.podAddress()
@@ -104,7 +104,11 @@ func group(w *way) string {
 	if ip.Is6() {
 		bits = 64
 	}
-	return fmt.Sprint(netip.PrefixFrom(ip, bits).Masked(), gateways(w.blocks[w.lead].native))
+	name := netip.PrefixFrom(ip, bits).Masked().AppendTo(nil)
+	for _, h := range w.blocks[w.lead].native {
+		name = h.gateway.AppendTo(append(name, ' '))
+	}
+	return string(name)
 }
 
 // methodMTU is the largest packet of a pod that the device of a method lets pass.

@@ -74,6 +74,7 @@ func (w *way) podAddress() netip.Addr {
 
 // findCandidates finds, for every other node and family, which methods there are.
 func (c *computation) findCandidates() {
+	c.ways = make([]way, 0, 2*len(c.Nodes))
 	for _, n := range c.Nodes {
 		if n.Name == c.NodeName {
 			continue
@@ -205,6 +206,9 @@ func (c *computation) vxlanHops(w *way) ([]hop, string) {
 // node's primary block refer to the node's one group, so that a change of path is one message; a block
 // that differs, since its route has not arrived yet, has a group of its own.
 func (c *computation) remoteRoutes(decisions []path.Decision) {
+	c.out.Paths = make([]Path, 0, len(c.ways))
+	// One route for each block, and one for the probes of each method.
+	c.nexthops.users = make([]routeRef, 0, len(c.Blocks)+len(c.ways)*int(path.Methods))
 	for i := range c.ways {
 		w, d := &c.ways[i], decisions[i]
 		lead := w.blocks[w.lead]

@@ -117,7 +117,7 @@ func TestProbesGoByOneMethodEach(t *testing.T) {
 	i := slices.IndexFunc(s.Targets, func(t path.Target) bool { return t.Key == path.Key{Node: "node3", Family: bgp.IPv4} })
 	got := s.Targets[i]
 	want := path.Target{
-		Key: got.Key, Local: netip.MustParseAddr("10.244.0.1"), Remote: to3.Addr(), Group: "192.168.12.0/24 [192.168.11.1]",
+		Key: got.Key, Local: netip.MustParseAddr("10.244.0.1"), Remote: to3.Addr(), Group: "192.168.12.0/24 192.168.11.1",
 		Needs: [path.Methods]path.Need{path.Native: path.Active, path.IPIP: path.Standby, path.VXLAN: path.Standby},
 		MTU:   [path.Methods]int{path.Native: 1500, path.IPIP: 1480, path.VXLAN: 1450},
 	}

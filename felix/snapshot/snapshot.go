@@ -164,7 +164,10 @@ func (p Problem) String() string { return p.Object + ": " + p.Reason }
 
 // Build parses objects into a View.
 func Build(o Objects, l Local) View {
-	v := View{Local: l, Secrets: o.Secrets}
+	v := View{
+		Local: l, Secrets: o.Secrets,
+		Nodes: make([]Node, 0, len(o.Nodes)), Blocks: make([]Block, 0, len(o.Blocks)),
+	}
 	for _, n := range o.Nodes {
 		v.Nodes = append(v.Nodes, v.node(n))
 	}
