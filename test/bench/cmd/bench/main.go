@@ -3,7 +3,7 @@
 // Command bench measures heliograph beside its limits and its peers, and writes Markdown tables of
 // ratios with both sides' figures:
 //
-//	bench [-o FILE] [-sizes N,...] [-rounds N] NAME...
+//	bench [-o FILE] [-cpuprofile FILE] [-sizes N,...] [-rounds N] NAME...
 //
 // It runs in namespaces of its own, but for pods, which is alone and needs the lab to be up. It exits with 1 if a target is missed.
 package main
@@ -14,11 +14,13 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/heliograph-dev/heliograph/test/bench/cni"
+	"github.com/heliograph-dev/heliograph/test/bench/paths"
 	"github.com/heliograph-dev/heliograph/test/bench/pods"
 	"github.com/heliograph-dev/heliograph/test/bench/reflector"
 	"github.com/heliograph-dev/heliograph/test/bench/routes"
@@ -37,6 +39,7 @@ func run() error {
 	out := flag.String("o", "", "write the tables to this `file` too")
 	sizes := flag.String("sizes", "200,500,1000,2000", "how many clients reflectors have")
 	rounds := flag.Int("rounds", 3, "how often reflectors are measured")
+	profile := flag.String("cpuprofile", "", "write a CPU profile to this `file`, for go tool pprof")
 	flag.Parse()
 	names := flag.Args()
 	if !slices.Contains(names, "pods") { // which needs the lab, not a sandbox
@@ -47,6 +50,17 @@ func run() error {
 	}
 	if len(names) == 0 {
 		names = []string{"routes", "cni"}
+	}
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close() //nolint:errcheck // a profile
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	var doc bytes.Buffer
 	missed := 0
@@ -78,6 +92,8 @@ func measure(ctx context.Context, name, sizes string, rounds int) ([]table.Table
 	switch name {
 	case "cni":
 		return cni.Measure(ctx)
+	case "paths":
+		return paths.Measure(ctx)
 	case "pods":
 		return pods.Measure(ctx)
 	case "reflector":
@@ -93,5 +109,5 @@ func measure(ctx context.Context, name, sizes string, rounds int) ([]table.Table
 	case "routes":
 		return routes.Measure(ctx)
 	}
-	return nil, fmt.Errorf("no such benchmark (there are: cni, pods, reflector, routes)")
+	return nil, fmt.Errorf("no such benchmark (there are: cni, paths, pods, reflector, routes)")
 }
