@@ -16,6 +16,7 @@ import (
 const (
 	flushDelay    = time.Millisecond
 	maxFlushDelay = 10 * time.Millisecond
+	quiet         = 20 * time.Millisecond
 	// busyFlush is how many prefixes make a flush a part of something larger, which may wait.
 	busyFlush = 64
 	// staleTime bounds how long stale routes wait for an End-of-RIB after the session is back.
@@ -41,12 +42,15 @@ type core struct {
 	pool   pool
 	groups map[groupKey]*group
 
+	scratch *encoder // flush's
+
 	nextSource uint32
 	nextGroup  int
 
 	flushTimer *time.Timer
 	armed      bool
 	delay      time.Duration
+	flushed    time.Time
 
 	// RFC 4724 §4.1: after a restart routes are held back until those who were here have told theirs.
 	awaited map[netip.Addr]struct{}
@@ -68,7 +72,7 @@ func newCore(cfg Config, opts Options, log *slog.Logger) *core {
 		opts: opts, log: log,
 		events: make(chan event, 64), stopped: make(chan struct{}), changed: make(chan struct{}, 1),
 		cfg: cfg, peers: map[netip.Addr]*peer{}, pool: pool{byKey: map[string]*attrs{}}, groups: map[groupKey]*group{},
-		cluster: cfg.clusterID().As4(), delay: flushDelay, since: time.Now(),
+		cluster: cfg.clusterID().As4(), scratch: newEncoder(groupKey{}), delay: flushDelay, since: time.Now(),
 	}
 	c.batches.New = func() any { return &batch{} }
 	for f := range families {
@@ -100,10 +104,15 @@ func (c *core) run() {
 		case <-tick.C:
 			c.safely(call((*core).tick))
 		}
-		if !c.armed && c.dirty() > 0 && !c.deferring() {
-			c.armed = true
-			c.flushTimer.Reset(c.delay)
+		if c.armed || c.dirty() == 0 || c.deferring() {
+			continue
 		}
+		if len(c.events) == 0 && time.Since(c.flushed) > quiet {
+			c.safely(call((*core).flush)) // one change in a quiet time need not wait for others
+			continue
+		}
+		c.armed = true
+		c.flushTimer.Reset(c.delay)
 	}
 }
 
@@ -258,7 +267,8 @@ func (c *core) flush() {
 		}
 	}
 	for _, g := range c.groups {
-		e := newEncoder(g.groupKey)
+		e := c.scratch
+		e.reset(g.groupKey)
 		for f := range families {
 			for _, d := range c.tables[f].dirty {
 				g.change(e, f, d)
@@ -278,6 +288,10 @@ func (c *core) flush() {
 	for f := range families {
 		c.tables[f].settle()
 	}
+	if c.scratch.reset(groupKey{}); cap(c.scratch.items) > 1<<16 {
+		c.scratch = newEncoder(groupKey{}) // a burst must not be kept for good
+	}
+	c.flushed = time.Now()
 	// More is likely to come when much has come.
 	if n >= busyFlush {
 		c.delay = min(2*c.delay, maxFlushDelay)

@@ -55,8 +55,8 @@
 //
 // # Deviations, chosen
 //
-// The interval of RFC 4271 §9.2.1.1 (MinRouteAdvertisementInterval) is not 5 s but 1 ms, growing to
-// 10 ms while changes keep coming. A peer that kept its process but lost its TCP connection (restart
+// The interval of RFC 4271 §9.2.1.1 (MinRouteAdvertisementInterval) is not 5 s but nothing after a quiet
+// time, and then 1 to 10 ms while changes keep coming. A peer that kept its process but lost its TCP connection (restart
 // bit clear) keeps its stale routes even without the forwarding bit of RFC 4724: GoBGP sets that bit
 // only while restarting, and to honour it would withdraw a healthy node's routes. Sessions with
 // another AS are refused by Config.Validate: eBGP is the speakers' work.

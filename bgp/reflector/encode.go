@@ -43,9 +43,10 @@ type encoder struct {
 	limit    int
 	withdraw [families][]nlri
 	own      map[*source]*[families][]nlri
-	runs     map[runKey]*run
-	order    []*run
-	last     *run
+	runs     map[runKey]int32 // in order
+	order    []run
+	last     int32 // the run that was added to last; -1: none
+	items    []item
 	messages int
 	tooLong  int // prefixes that no message of the group's size can carry (RFC 8654 §4)
 }
@@ -64,15 +65,31 @@ type runKey struct {
 // run has the prefixes of one source with equal attributes.
 type run struct {
 	runKey
-	nlri []nlri
+	n    int
+	nlri []nlri // set by sort
+}
+
+// item is a prefix to be announced, and its run.
+type item struct {
+	run int32
+	nlri
 }
 
 func newEncoder(key groupKey) *encoder {
-	e := &encoder{key: key, limit: maxMessage, runs: map[runKey]*run{}, own: map[*source]*[families][]nlri{}}
+	e := &encoder{runs: map[runKey]int32{}, own: map[*source]*[families][]nlri{}}
+	e.reset(key)
+	return e
+}
+
+// reset makes an encoder as good as new, but for the memory that it keeps.
+func (e *encoder) reset(key groupKey) {
+	clear(e.runs)
+	clear(e.own)
+	clear(e.order)
+	*e = encoder{key: key, limit: maxMessage, runs: e.runs, own: e.own, order: e.order[:0], items: e.items[:0], last: -1}
 	if key.extended {
 		e.limit = maxExtended
 	}
-	return e
 }
 
 func (e *encoder) addWithdraw(f family, n nlri) { e.withdraw[f] = append(e.withdraw[f], n) }
@@ -94,14 +111,30 @@ func (e *encoder) addAnnounce(from *source, a *attrs, n nlri) {
 		return
 	}
 	key := runKey{a, from}
-	if e.last == nil || e.last.runKey != key {
-		if e.last = e.runs[key]; e.last == nil {
-			e.last = &run{runKey: key}
-			e.runs[key] = e.last
-			e.order = append(e.order, e.last)
+	if e.last < 0 || e.order[e.last].runKey != key {
+		at, ok := e.runs[key]
+		if !ok {
+			at = int32(len(e.order))
+			e.order = append(e.order, run{runKey: key})
+			e.runs[key] = at
 		}
+		e.last = at
 	}
-	e.last.nlri = append(e.last.nlri, n)
+	e.order[e.last].n++
+	e.items = append(e.items, item{e.last, n})
+}
+
+// sort gives each run its prefixes, all from one slice: a slice for each would be most of the work.
+func (e *encoder) sort() {
+	all := make([]nlri, len(e.items))
+	for i := range e.order {
+		r := &e.order[i]
+		r.nlri, all = all[:0:r.n], all[r.n:]
+	}
+	for _, x := range e.items {
+		r := &e.order[x.run]
+		r.nlri = append(r.nlri, x.nlri)
+	}
 }
 
 // raw has the attributes in the group's AS number size.
@@ -126,15 +159,18 @@ func (e *encoder) overhead(a *attrs) int {
 
 // finish returns the block, or nil if there is nothing to say.
 func (e *encoder) finish() *block {
+	e.sort()
 	size := 0
-	for _, r := range e.order {
+	for i := range e.order {
+		r := &e.order[i]
 		size += e.overhead(r.attrs) + len(r.nlri)*6
 	}
 	b := &block{buf: make([]byte, 0, size+64*len(e.withdraw))}
 	for f := range families {
 		b.buf = e.appendWithdraw(b.buf, f, e.withdraw[f])
 	}
-	for _, r := range e.order {
+	for i := range e.order {
+		r := &e.order[i]
 		from := len(b.buf)
 		if r.attrs.family == ipv4 {
 			b.buf = e.appendClassic(b.buf, r)
