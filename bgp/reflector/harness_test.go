@@ -103,7 +103,7 @@ func (b *bed) connect(address string, options ...func(*open)) *client {
 func (b *bed) crossed(address string, active bool, options ...func(*open)) *client {
 	near, far := net.Pipe()
 	c := &client{t: b.t, conn: near, addr: addr(address), resume: make(chan struct{}), routes: map[string]string{}}
-	c.open = open{asn: 64512, hold: 90, families: 3, as4: true, id: c.addr.As4()}
+	c.open = open{asn: 64512, hold: 90, families: 3, as4: true, refresh: true, enhanced: true, extended: true, id: c.addr.As4()}
 	for _, o := range options {
 		o(&c.open)
 	}

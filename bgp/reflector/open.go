@@ -69,8 +69,17 @@ func (o open) message() []byte {
 			b = append(b, capMultiprotocol, 4, 0, f.afi(), 0, safiUnicast)
 		}
 	}
-	b = append(b, capRefresh, 0, capExtendedMessage, 0, capEnhancedRefresh, 0, capAS4, 4)
-	b = binary.BigEndian.AppendUint32(b, o.asn)
+	for _, c := range []struct {
+		code byte
+		can  bool
+	}{{capRefresh, o.refresh}, {capExtendedMessage, o.extended}, {capEnhancedRefresh, o.enhanced}} {
+		if c.can {
+			b = append(b, c.code, 0)
+		}
+	}
+	if o.as4 {
+		b = binary.BigEndian.AppendUint32(append(b, capAS4, 4), o.asn)
+	}
 	if o.restart != nil {
 		b = o.restart.append(b)
 	}

@@ -184,3 +184,44 @@ func TestPrefixes(t *testing.T) {
 		t.Errorf("irrelevant bits: %v", got)
 	}
 }
+
+// RFC 8654: what does not fit into 4,096 octets goes only to those who take more, and is withdrawn from
+// those who had it in a shorter form.
+func TestExtendedMessages(t *testing.T) {
+	inBed(t, Options{}, func(t *testing.T, b *bed) {
+		a, wide := b.dial("10.0.0.1"), b.dial("10.0.0.2")
+		short := b.dial("10.0.0.3", func(o *open) { o.extended = false })
+		a.say(announce4("192.0.2.1", "10.1.0.0/26"), announce6("2001:db8::1", "fd00:1::/64"))
+		diff(t, "short has it", short.prefixes(), "10.1.0.0/26 fd00:1::/64")
+		long := appendAttr(nil, flagOptional|flagTransitive, attrCommunities, make([]byte, 4400))
+		a.say(announce4("192.0.2.1", "10.1.0.0/26", long), announce6("2001:db8::1", "fd00:1::/64", long))
+		diff(t, "short", short.prefixes(), "")
+		if got := len(wide.table()); got < 4400 || wide.prefixes() != "10.1.0.0/26 fd00:1::/64" {
+			t.Errorf("wide has %s, %d octets", wide.prefixes(), got)
+		}
+		short.say(appendHeader(nil, msgUpdate)[:18], []byte{msgUpdate})
+		if s := b.session("10.0.0.3"); !strings.HasPrefix(s.LastError, "sent Message Header Error/Bad Message Length") {
+			t.Errorf("last error %q", s.LastError)
+		}
+	})
+}
+
+// As many prefixes as there are go into each message, and none into one too many.
+func TestPacking(t *testing.T) {
+	inBed(t, Options{}, func(t *testing.T, b *bed) {
+		a, c := b.dial("10.0.0.1"), b.dial("10.0.0.2", func(o *open) { o.extended = false })
+		var many []string
+		for i := range 1000 {
+			many = append(many, prefix{hi: (10<<24 + uint64(i)<<8) << 32, bits: 24}.netip(ipv4).String())
+		}
+		a.say(rawUpdate(nil, plainAttrs("192.0.2.1"), nlriBytes(many...)))
+		if n := len(strings.Fields(c.prefixes())); n != 1000 {
+			t.Errorf("%d prefixes", n)
+		}
+		if g := b.Snapshot().Groups; g[len(g)-1].Messages != 1 && g[0].Messages != 1 {
+			t.Errorf("groups %+v", g)
+		}
+		a.say(withdraw4(many...))
+		diff(t, "all gone", c.prefixes(), "")
+	})
+}
