@@ -15,6 +15,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
@@ -30,6 +31,9 @@ const (
 	chunk     = 256 << 10
 	batchSize = 32 << 10
 )
+
+// stalled is why a session ended whose peer kept its window shut.
+const stalled = "peer did not read for the hold time"
 
 // session is one TCP connection with a peer. Its goroutine (run) is the state machine of RFC 4271 from
 // OpenSent on; what is before is the core's and the dialer's.
@@ -168,6 +172,9 @@ func (s *session) converse() error {
 		return err
 	}
 	s.phase.Store(bgp.StateEstablished)
+	if err := setPatience(s.conn, s.stall()); err != nil {
+		s.log.Warn("a client that stops reading will be noticed late", "err", err)
+	}
 	s.writer.Add(1)
 	go s.writeLoop()
 	if err := s.rise(); err != nil {
@@ -336,6 +343,9 @@ func (s *session) readError(err error) error {
 		return &notification{code: errHold}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("connection closed by peer")
+	case errors.Is(err, syscall.ETIMEDOUT): // setPatience's
+		s.kill(&notification{code: errSend}, stalled)
+		return errors.New(s.reason)
 	}
 	return fmt.Errorf("connection broken: %w", plain(err))
 }
@@ -409,9 +419,9 @@ func (s *session) jittered() time.Duration {
 // writeFailed ends a session whose peer takes nothing any more. No NOTIFICATION can be sent: a message
 // was cut in the middle.
 func (s *session) writeFailed(err error) {
-	if errors.Is(err, os.ErrDeadlineExceeded) && !s.stopped() {
+	if (errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT)) && !s.stopped() {
 		// As an error of the timer, not of the connection: the peer may well forward nothing.
-		s.kill(&notification{code: errSend}, "peer did not read for the hold time")
+		s.kill(&notification{code: errSend}, stalled)
 		return
 	}
 	s.kill(nil, fmt.Sprintf("connection broken: %v", plain(err)))

@@ -165,3 +165,52 @@ func TestConnects(t *testing.T) {
 		}
 	})
 }
+
+// A client that stops reading but goes on sending KEEPALIVEs is dropped within two hold times, long before
+// the kernel's buffers are full; another goes on.
+func TestStall(t *testing.T) {
+	nettest.Run(t, func(t *testing.T) {
+		const holdTime = 3
+		r := listening(t, Peer{Prefix: pfx("127.1.0.0/16"), Accept: Policy{Any: true}, Advertise: Policy{Any: true}})
+		join := func(from string, hold uint16) net.Conn {
+			conn, err := tcpClient(addr(from), addr("127.0.0.1"), "", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = conn.Close() })
+			_ = conn.(*net.TCPConn).SetReadBuffer(4096)
+			o := open{asn: 64512, hold: hold, families: 3, as4: true, id: addr(from).As4()}
+			_, _ = conn.Write(append(o.message(), keepaliveMessage()...))
+			return conn
+		}
+		state := func(from string) Session {
+			for _, s := range r.Snapshot().Sessions {
+				if s.Address == addr(from) {
+					return s
+				}
+			}
+			return Session{}
+		}
+		busy, lazy := join("127.1.0.1", 0), join("127.1.0.2", holdTime)
+		go func() { _, _ = io.Copy(io.Discard, busy) }()
+		eventually(t, "both sessions", func() bool {
+			return state("127.1.0.1").State == bgp.StateEstablished && state("127.1.0.2").State == bgp.StateEstablished
+		})
+		start, i := time.Now(), 0
+		eventually(t, "its end", func() bool {
+			for range 20 {
+				i++
+				_, _ = busy.Write(announce4("192.0.2.1", netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24).String(), med(byte(i))))
+			}
+			_, _ = lazy.Write(keepaliveMessage())
+			return state("127.1.0.2").State != bgp.StateEstablished
+		})
+		if took := time.Since(start); took > 2*holdTime*time.Second {
+			t.Errorf("dropped after %s", took)
+		}
+		diff(t, "why", state("127.1.0.2").LastError, stalled)
+		if s := state("127.1.0.1"); s.Flaps != 0 {
+			t.Errorf("the other: %+v", s)
+		}
+	})
+}

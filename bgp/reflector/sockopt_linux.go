@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -81,6 +82,22 @@ func setTTL(conn net.Conn, hops uint8) error {
 			return err
 		}
 		return setMinTTL(fd, v6, hops)
+	})
+}
+
+// setPatience makes the kernel give up on a peer that acknowledges nothing, or keeps its window shut. A
+// write alone would notice that only when megabytes of buffer are full.
+func setPatience(conn net.Conn, d time.Duration) error {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return control(raw, func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 )
 
 var errLinuxOnly = errors.New("works on Linux only")
@@ -27,3 +28,5 @@ func dialControl(p Peer) func(network, address string, c syscall.RawConn) error 
 func setListenerPassword(net.Listener, netip.Prefix, string) error { return errLinuxOnly }
 
 func setTTL(net.Conn, uint8) error { return errLinuxOnly }
+
+func setPatience(net.Conn, time.Duration) error { return nil }
