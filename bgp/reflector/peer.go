@@ -180,7 +180,7 @@ func (c *core) rise(s *session) bool {
 	if r := s.neg.restart; r == nil || r.restarting {
 		c.await(p.addr)
 	}
-	s.log.Info("session established", "hold", s.neg.hold, "families", s.neg.families.public(), "group", s.group.id)
+	s.log.Info("session established", "hold", s.neg.hold, "families", s.neg.families, "group", s.group.id)
 	c.poke()
 	return true
 }

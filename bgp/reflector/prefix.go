@@ -5,6 +5,7 @@ package reflector
 import (
 	"encoding/binary"
 	"net/netip"
+	"strings"
 
 	"github.com/heliograph-dev/heliograph/bgp"
 )
@@ -64,6 +65,15 @@ type familySet uint8
 func (s familySet) has(f family) bool { return s&(1<<f) != 0 }
 
 func (s *familySet) add(f family) { *s |= 1 << f }
+
+// String is for logs.
+func (s familySet) String() string {
+	var out []string
+	for _, f := range s.public() {
+		out = append(out, f.String())
+	}
+	return strings.Join(out, "+")
+}
 
 func (s familySet) public() []bgp.Family {
 	var out []bgp.Family

@@ -92,16 +92,14 @@ func (s *session) guarded() (e ended) {
 	}()
 	err := s.converse()
 	s.kill(asNotification(err), reasonOf(err))
-	if s.last != nil && s.writerIdle() {
-		_ = s.write([][]byte{s.last.message()}, farewell) // a last word; the session is over either way
+	if s.last != nil && !s.writes() {
+		_ = s.write([][]byte{s.last.message()}, farewell)
 	}
 	return s.verdict(err)
 }
 
-// writerIdle waits for the writer, which sends the last message itself if it can.
-func (s *session) writerIdle() bool {
-	return s.phase.Load() != bgp.StateEstablished
-}
+// writes tells whether there is a writer, which sends the last message itself if it can.
+func (s *session) writes() bool { return s.phase.Load() == bgp.StateEstablished }
 
 func asNotification(err error) *notification {
 	var n *notification

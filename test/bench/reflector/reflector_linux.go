@@ -47,7 +47,7 @@ func Measure(ctx context.Context, o Options) ([]table.Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
+	defer os.RemoveAll(dir) //nolint:errcheck // a scratch directory
 	if err := os.Chmod(dir, 0o777); err != nil {
 		return nil, err
 	}
