@@ -110,7 +110,7 @@ kube: bin/lab ## Build Kubernetes and the lab's images into the cache; quick if 
 .PHONY: test-vm
 test-vm: ## The kernel drivers' tests on a second kernel, Debian's, in QEMU
 	@hack/vm/build.sh
-	HELIOGRAPH_NO_SKIP=1 $(GO) test -short -exec $(CURDIR)/hack/vm/run $(VM_PACKAGES)
+	HELIOGRAPH_NO_SKIP=1 $(GO) test -short -p 1 -timeout 20m -exec $(CURDIR)/hack/vm/run $(VM_PACKAGES)
 
 VM_PACKAGES := ./felix/link ./felix/address ./felix/neigh ./felix/nexthop ./felix/route ./felix/rule ./felix/nft ./felix/sysctl \
 	./felix/conntrack ./felix/capability ./felix/explain ./felix/agenttest
@@ -136,6 +136,10 @@ bench: bench-routes bench-cni bench-reflector bench-pods ## Measure against peer
 bench-pods: image bin/lab
 	@$(BIN)/lab up >/dev/null
 	@$(GO) -C test/bench run ./cmd/bench pods
+
+.PHONY: bench-failover
+bench-failover: image bin/lab ## How long pods are cut off when a native path dies, in the lab: medians of 5
+	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/e2e test -count=1 -v -timeout 60m -run '^TestFailover$$' -rounds=5 .
 
 bench-%: build ## One part of bench
 	@$(GO) -C test/bench run ./cmd/bench $*
