@@ -143,11 +143,11 @@ func provenPart(obj any) any {
 	if !ok {
 		return nil
 	}
-	proven := apimeta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPathsProven)
-	if proven == nil {
-		return []any{s.UID, stale(s)}
+	part := []any{s.UID, stale(s), apimeta.IsStatusConditionTrue(s.Status.Conditions, v1alpha1.ConditionReady)}
+	if proven := apimeta.FindStatusCondition(s.Status.Conditions, v1alpha1.ConditionPathsProven); proven != nil {
+		part = append(part, proven.Status)
 	}
-	return []any{s.UID, stale(s), proven.Status}
+	return part
 }
 
 func blocksPart(obj any) any {
