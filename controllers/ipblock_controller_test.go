@@ -317,9 +317,9 @@ func testWrites(t *testing.T, s *suite) {
 	s.create(t, newNode("one-more"))
 	s.settled(t, 2*(nodes+1))
 	t.Logf("one more node: %d writes in %v", s.writes.Load()-start, time.Since(began).Round(time.Millisecond))
-	time.Sleep(4 * planDelay) // whatever else it might write
-	if got := s.writes.Load() - start; got > 8 {
-		t.Errorf("one more node among %d costs %d writes, want at most 8", nodes, got)
+	time.Sleep(4 * planDelay)                     // whatever else it might write
+	if got := s.writes.Load() - start; got > 10 { // of which a taint and a condition
+		t.Errorf("one more node among %d costs %d writes, want at most 10", nodes, got)
 	}
 	start = s.writes.Load()
 	time.Sleep(time.Second)

@@ -89,12 +89,15 @@ func testNodeGuard(t *testing.T, s *suite) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Each attempt changes something, also if the one before went through: a new policy takes a moment.
 	for name, change := range map[string]func(*corev1.Node){
-		"a label":       func(n *corev1.Node) { n.Labels = map[string]string{"mine": "now"} },
-		"another taint": func(n *corev1.Node) { n.Spec.Taints = []corev1.Taint{{Key: "x", Effect: corev1.TaintEffectNoExecute}} },
-		"cordoning":     func(n *corev1.Node) { n.Spec.Unschedulable = true },
+		"a label": func(n *corev1.Node) { n.Labels = map[string]string{"mine": n.ResourceVersion} },
+		"another taint": func(n *corev1.Node) {
+			n.Spec.Taints = []corev1.Taint{{Key: "x", Value: n.ResourceVersion, Effect: corev1.TaintEffectNoExecute}}
+		},
+		"cordoning": func(n *corev1.Node) { n.Spec.Unschedulable = !n.Spec.Unschedulable },
 	} {
-		eventually(t, func() error { // a new policy takes a moment to be in force
+		eventually(t, func() error {
 			var n corev1.Node
 			s.get(t, "node1", &n)
 			before := n.DeepCopy()
