@@ -99,6 +99,15 @@ func (p *Plane) Set(s calc.RemoteState, l calc.LocalState) {
 	p.sysctl.SetDesired(sysctls)
 }
 
+// QueueResync makes the next Apply read nexthop objects and routes again.
+func (p *Plane) QueueResync() {
+	p.Nexthops.QueueResync()
+	p.Routes.QueueResync()
+	for _, t := range p.probes {
+		t.QueueResync()
+	}
+}
+
 // Apply makes the kernel so.
 func (p *Plane) Apply(ctx context.Context) error {
 	steps := []func(context.Context) error{

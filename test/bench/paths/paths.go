@@ -48,7 +48,7 @@ type story struct {
 
 // decide compares the runs of clusters of several sizes.
 func decide() ([]table.Table, error) {
-	sizes := []int{100, nodes}
+	sizes := []int{100, nodes, 5000}
 	stories := map[int]story{}
 	for _, n := range sizes {
 		s, err := tell(n)
@@ -75,7 +75,7 @@ func decide() ([]table.Table, error) {
 			What: fmt.Sprintf("%d nodes: a run that changes nothing", nodes), Ours: show(s.poke), Beside: "budget", Theirs: table.Millis(budget),
 			Ratio: s.poke.cpu.Seconds() / budget.Seconds(), Target: table.AtMost(1),
 		},
-		//growth("5000 nodes: CPU per node", stories[5000], 5000, stories[nodes], nodes),
+		growth("5000 nodes: CPU per node", stories[5000], 5000, stories[nodes], nodes),
 		growth(fmt.Sprintf("%d nodes: CPU per node", nodes), stories[nodes], nodes, stories[100], 100),
 	)
 	fall.Rows = append(fall.Rows, counts(s.fall)...)

@@ -26,6 +26,7 @@ import (
 	"github.com/heliograph-dev/heliograph/test/bench/routes"
 	"github.com/heliograph-dev/heliograph/test/bench/sandbox"
 	"github.com/heliograph-dev/heliograph/test/bench/table"
+	"github.com/heliograph-dev/heliograph/test/bench/throughput"
 )
 
 func main() {
@@ -108,6 +109,8 @@ func measure(ctx context.Context, name, sizes string, rounds int) ([]table.Table
 		return reflector.Measure(ctx, o)
 	case "routes":
 		return routes.Measure(ctx)
+	case "throughput":
+		return throughput.Measure(ctx)
 	}
-	return nil, fmt.Errorf("no such benchmark (there are: cni, paths, pods, reflector, routes)")
+	return nil, fmt.Errorf("no such benchmark (there are: cni, paths, pods, reflector, routes, throughput)")
 }
