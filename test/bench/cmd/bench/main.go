@@ -57,7 +57,7 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		defer f.Close() //nolint:errcheck // a profile
+		defer f.Close()
 		if err := pprof.StartCPUProfile(f); err != nil {
 			return err
 		}
