@@ -28,8 +28,10 @@ import (
 )
 
 const (
-	rounds   = 5
-	seconds  = 2
+	rounds  = 5
+	seconds = 2
+	// vmEnv says that this is the kernel of hack/vm, which sets it.
+	vmEnv    = "HELIOGRAPH_VM"
 	patience = 30 * time.Second
 	// noise is by how much two runs of the same may differ on a shared machine.
 	noise = 0.1
@@ -166,7 +168,7 @@ func result(methods []path.Method, measured map[key][]float64) (table.Table, err
 		return table.Table{}, err
 	}
 	t := table.Table{
-		Title: "TCP from pod to pod, Linux " + strings.TrimSpace(string(release)),
+		Title: "TCP from pod to pod, Linux " + strings.TrimSpace(string(release)) + map[bool]string{true: ", emulated"}[emulated()],
 		Note: fmt.Sprintf("One iperf3 connection of %d s between two nodes on a wire, all namespaces of one machine. Beside: the same with plain veth pairs and routes, and no object of heliograph. Medians, of the ratios too, of %d interleaved rounds.",
 			seconds, rounds),
 	}
@@ -185,7 +187,7 @@ func result(methods []path.Method, measured map[key][]float64) (table.Table, err
 				What: m.String() + ", " + familyNames[family], Ours: gigabits(median(rates)), Beside: "raw veth-routed", Theirs: gigabits(median(raw)),
 				Ratio: median(ratios),
 			}
-			if m == path.Native {
+			if m == path.Native && !emulated() {
 				row.Target = table.AtLeast(1 - noise)
 			}
 			t.Rows = append(t.Rows, row)
@@ -193,6 +195,9 @@ func result(methods []path.Method, measured map[key][]float64) (table.Table, err
 	}
 	return t, nil
 }
+
+// emulated says that the CPU is: what TCP makes of a machine a hundred times slower is no target.
+func emulated() bool { return os.Getenv(vmEnv) == "1" }
 
 func median(v []float64) float64 { return slices.Sorted(slices.Values(v))[len(v)/2] }
 
