@@ -170,12 +170,14 @@ func TestFallsBackToVXLANAndReturns(t *testing.T) {
 	wantSaid(t, "PathVXLAN", "events", "-n", "default", "--field-selector", "involvedObject.name=node1")
 }
 
-// wantFullSize sends packets of 1500 bytes that must not be fragmented. -M probe does not look at what an
-// earlier fallback has taught the pod.
+// wantFullSize sends packets of 1500 bytes that must not be fragmented. First the pod forgets what an
+// earlier fallback has taught it.
 func wantFullSize(t *testing.T, from, to pod) {
 	t.Helper()
+	lab(t, from.in("ip", "-4", "route", "flush", "cache")...)
+	lab(t, from.in("ip", "-6", "route", "flush", "cache")...)
 	for ip, payload := range map[string]string{to.ip4.String(): "1472", to.ip6.String(): "1452"} {
-		lab(t, from.in("ping", "-n", "-M", "probe", "-c", "3", "-i", "0.2", "-W", "2", "-s", payload, ip)...)
+		lab(t, from.in("ping", "-n", "-M", "do", "-c", "3", "-i", "0.2", "-W", "2", "-s", payload, ip)...)
 	}
 }
 
