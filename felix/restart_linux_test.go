@@ -182,7 +182,7 @@ func TestUninstall(t *testing.T) {
 		}
 		// What an agent that probes has left.
 		for _, v := range []string{"-4", "-6"} {
-			nettest.Cmd(t, "ip", v, "rule", "add", "pref", "80", "fwmark", fmt.Sprint(desired.MarkVXLAN), "table", fmt.Sprint(desired.TableVXLAN), "protocol", "80")
+			nettest.Cmd(t, "ip", v, "rule", "add", "pref", "80", "fwmark", "9", "table", fmt.Sprint(desired.TableVXLAN), "protocol", "80")
 			nettest.Cmd(t, "ip", v, "route", "add", "blackhole", "default", "table", fmt.Sprint(desired.TableVXLAN), "proto", "80", "metric", "80")
 			nettest.Cmd(t, "ip", v, "rule", "add", "pref", "90", "fwmark", "7", "table", "100", "protocol", "4")
 		}
