@@ -25,7 +25,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/heliograph-dev/heliograph/bgp/speaker"
-	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/calc"
 	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/probe"
@@ -86,7 +86,7 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	}
 	a.speaker = speaker.New(speaker.Options{}, a.log)
 	a.prober, err = probe.New(probe.Options{
-		Marks:    [path.Methods]uint32{path.Native: desired.MarkNative, path.IPIP: desired.MarkIPIP, path.VXLAN: desired.MarkVXLAN},
+		Marks:    calc.ProbeMarks,
 		MethodOf: func(index int) path.Method { return methodOf(a.drivers.linkName(index)) }, Registerer: a.registry,
 	}, a.log)
 	if err != nil {

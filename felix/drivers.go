@@ -9,6 +9,7 @@ import (
 	"log/slog"
 
 	"github.com/heliograph-dev/heliograph/felix/address"
+	"github.com/heliograph-dev/heliograph/felix/calc"
 	"github.com/heliograph-dev/heliograph/felix/capability"
 	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/kernel"
@@ -99,7 +100,7 @@ func openDrivers(opts Options, log *slog.Logger) (drivers, error) {
 	d.neigh = neigh.New(neighbours, []string{desired.VXLANDevice, desired.VXLANDevice6}, log)
 	d.nexthop = nexthop.New(nexthop.NewKernel(d.conn), log)
 	d.route = route.New(route.NewKernel(d.conn, 0), log)
-	for m, table := range [path.Methods]uint32{desired.TableNative, desired.TableIPIP, desired.TableVXLAN} {
+	for m, table := range calc.ProbeTables {
 		d.probes[m] = route.New(route.NewKernel(d.conn, table), log)
 	}
 	marks, err := rule.Open()

@@ -59,11 +59,8 @@ func (f *factCache) links(r linkReader, filters func(string) bool) ([]snapshot.O
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	up := map[string]link.Device{}
-	f.foreign = nil
+	f.foreign = link.IPIPOthers(devices)
 	for _, d := range devices {
-		if !isOurs(d.Name) && d.Tunnel.Remote.IsValid() {
-			f.foreign = append(f.foreign, d.Tunnel.Remote)
-		}
 		if d.Up && d.Name != "lo" && !isOurs(d.Name) {
 			up[d.Name] = d
 		}

@@ -38,20 +38,20 @@ func (l *loop) summarize(now time.Time) {
 		l.metrics.observeChanges(changed)
 		l.tell.pathsChanged(changed)
 	}
-	l.tellSilence(paths)
+	silent := l.tellSilence(paths)
 	quorum := l.paths.quorum(now, l.view, paths)
 	if lost := !quorum.Proven(); !quorum.Waiting && lost != l.paths.lost {
 		l.paths.lost = lost
 		l.tell.quorumChanged(quorum)
 	}
-	l.summary = remoteSummary{paths: paths, quorum: quorum, silent: l.summary.silent, routes: routeClasses(l.state), prefixes: make(map[netip.Prefix]bool, len(l.state.Routes))}
+	l.summary = remoteSummary{paths: paths, quorum: quorum, silent: silent, routes: routeClasses(l.state), prefixes: make(map[netip.Prefix]bool, len(l.state.Routes))}
 	for _, r := range l.state.Routes {
 		l.summary.prefixes[r.Prefix] = true
 	}
 }
 
-// tellSilence tells of nodes that fell silent since the last run.
-func (l *loop) tellSilence(paths []PathReport) {
+// tellSilence tells of nodes that fell silent since the last run, and returns all that are silent.
+func (l *loop) tellSilence(paths []PathReport) map[path.Key]bool {
 	silent := make(map[path.Key]bool, len(l.summary.silent))
 	for _, p := range paths {
 		key := p.Decision.Key
@@ -59,7 +59,7 @@ func (l *loop) tellSilence(paths []PathReport) {
 			l.tell.unanswered(p)
 		}
 	}
-	l.summary.silent = silent
+	return silent
 }
 
 // intruder is a peer that announces what it must not.

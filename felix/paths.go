@@ -45,11 +45,16 @@ func (p *paths) decide(now time.Time, d *calc.Draft) calc.RemoteState {
 	decisions := p.machine.Decide(now, d.Inputs())
 	p.next = time.Time{}
 	for _, d := range decisions {
-		if !d.Next.IsZero() && (p.next.IsZero() || d.Next.Before(p.next)) {
-			p.next = d.Next
-		}
+		p.wake(d.Next)
 	}
 	return d.Finish(decisions)
+}
+
+// wake asks for a run at a time, unless there is an earlier one; zero asks for none.
+func (p *paths) wake(at time.Time) {
+	if !at.IsZero() && (p.next.IsZero() || at.Before(p.next)) {
+		p.next = at
+	}
 }
 
 // quorum counts who answers, and for how long too few do.
@@ -64,9 +69,7 @@ func (p *paths) quorum(now time.Time, v snapshot.View, all []PathReport) Quorum 
 	}
 	if until := p.alone.Add(quorumPatience); now.Before(until) {
 		q.Waiting = true
-		if p.next.IsZero() || until.Before(p.next) {
-			p.next = until
-		}
+		p.wake(until)
 	}
 	return q
 }

@@ -93,7 +93,7 @@ func steady(now, before []v1alpha1.PathStatus) {
 	}
 }
 
-// names of the capabilities, in the order in which they are shown.
+// capabilities lists what the kernel can do and what not, always in the same order.
 func capabilities(c snapshot.Capabilities) []v1alpha1.Capability {
 	var out []v1alpha1.Capability
 	for _, known := range []struct {

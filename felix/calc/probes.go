@@ -10,10 +10,10 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/path"
 )
 
-// marks and tables of the probes, by method.
+// ProbeMarks and ProbeTables are the marks that probes carry and the tables that they lead to, by method.
 var (
-	marks  = [path.Methods]uint32{path.Native: desired.MarkNative, path.IPIP: desired.MarkIPIP, path.VXLAN: desired.MarkVXLAN}
-	tables = [path.Methods]uint32{path.Native: desired.TableNative, path.IPIP: desired.TableIPIP, path.VXLAN: desired.TableVXLAN}
+	ProbeMarks  = [path.Methods]uint32{path.Native: desired.MarkNative, path.IPIP: desired.MarkIPIP, path.VXLAN: desired.MarkVXLAN}
+	ProbeTables = [path.Methods]uint32{path.Native: desired.TableNative, path.IPIP: desired.TableIPIP, path.VXLAN: desired.TableVXLAN}
 )
 
 // probing lets a probe go to each other node by each method that there is, whatever the choice: a mark
@@ -49,7 +49,7 @@ func (c *computation) probeRules(f bgp.Family) {
 			continue
 		}
 		c.out.Rules = append(c.out.Rules, desired.Rule{
-			Family: uint8(f), Priority: desired.RulePriority, Mark: marks[m], Table: tables[m],
+			Family: uint8(f), Priority: desired.RulePriority, Mark: ProbeMarks[m], Table: ProbeTables[m],
 		})
 		for _, p := range c.Pools {
 			if bgp.FamilyOf(p.CIDR.Addr()) == f {

@@ -40,13 +40,10 @@ func (t *Tunnels) Uplink(addr netip.Addr) (device string, mtu int, subnet netip.
 	return device, mtu, subnet, nil
 }
 
-// IPIPOthers reads the remote ends of the IPIP tunnels on this host that are not ours: their packets
-// have our local address as their destination too. Tunnels without a remote end have none to tell.
-func (t *Tunnels) IPIPOthers() ([]netip.Addr, error) {
-	devices, err := t.handle.Devices()
-	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
-	}
+// IPIPOthers are the remote ends of the IPIP tunnels, among the devices of this host, that are not ours:
+// their packets have our local address as their destination too. Tunnels without a remote end have none
+// to tell.
+func IPIPOthers(devices []Device) []netip.Addr {
 	var out []netip.Addr
 	for _, d := range devices {
 		if d.Kind == kindIPIP && !ours(d) && d.Tunnel.Remote.IsValid() {
@@ -54,7 +51,7 @@ func (t *Tunnels) IPIPOthers() ([]netip.Addr, error) {
 		}
 	}
 	slices.SortFunc(out, netip.Addr.Compare)
-	return slices.Compact(out), nil
+	return slices.Compact(out)
 }
 
 // ListWorkloads reads the host ends of pod veths.
