@@ -188,12 +188,7 @@ func (t *bfdTap) Handle(ctx context.Context, rec slog.Record) error {
 	if rec.Message == "Can't listen UDP" {
 		level = slog.LevelWarn
 	}
-	if !t.next.Enabled(ctx, level) {
-		return nil
-	}
-	out := slog.NewRecord(rec.Time, level, "gobgp: "+rec.Message, rec.PC)
-	rec.Attrs(func(a slog.Attr) bool { out.AddAttrs(a); return true })
-	return t.next.Handle(ctx, out)
+	return passOn(ctx, t.next, rec, level)
 }
 
 func (t *bfdTap) WithAttrs(attrs []slog.Attr) slog.Handler {

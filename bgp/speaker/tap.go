@@ -33,12 +33,17 @@ func (t *tap) Handle(ctx context.Context, rec slog.Record) error {
 	if rec.Level >= slog.LevelError && rec.Message != "failed to stop BGP server" { // it was stopped already
 		level = slog.LevelWarn
 	}
-	if !t.next.Enabled(ctx, level) {
+	return passOn(ctx, t.next, rec, level)
+}
+
+// passOn logs what GoBGP said as ours, at a level of ours.
+func passOn(ctx context.Context, next slog.Handler, rec slog.Record, level slog.Level) error {
+	if !next.Enabled(ctx, level) {
 		return nil
 	}
 	out := slog.NewRecord(rec.Time, level, "gobgp: "+rec.Message, rec.PC)
 	rec.Attrs(func(a slog.Attr) bool { out.AddAttrs(a); return true })
-	return t.next.Handle(ctx, out)
+	return next.Handle(ctx, out)
 }
 
 func (t *tap) WithAttrs(attrs []slog.Attr) slog.Handler {
