@@ -208,7 +208,11 @@ func TestStall(t *testing.T) {
 		if took := time.Since(start); took > 2*holdTime*time.Second {
 			t.Errorf("dropped after %s", took)
 		}
-		diff(t, "why", state("127.1.0.2").LastError, stalled)
+		// What the full receiver drops are acknowledgements too, so its own KEEPALIVEs may get stuck as well:
+		// the two timers run out at about the same time, and either is right.
+		if why := state("127.1.0.2").LastError; why != stalled && why != "hold timer expired" {
+			t.Errorf("dropped since %q", why)
+		}
 		if s := state("127.1.0.1"); s.Flaps != 0 {
 			t.Errorf("the other: %+v", s)
 		}

@@ -207,10 +207,16 @@ func testChanges(t *testing.T, c *cluster, w *Watcher) {
 		}
 	}
 	node, pool := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "a"}}, &v1alpha1.IPPool{ObjectMeta: metav1.ObjectMeta{Name: "default"}}
-	update(node, func() error {
-		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.Now()}}
-		return c.admin.Status().Update(ctx, node)
-	})
+	ready := func(at time.Time) {
+		t.Helper()
+		update(node, func() error {
+			node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: metav1.NewTime(at)}}
+			return c.admin.Status().Update(ctx, node)
+		})
+	}
+	ready(time.Now())
+	poked(t, w, "a node gets ready")
+	ready(time.Now().Add(10 * time.Second)) // the API keeps whole seconds
 	update(pool, func() error { pool.Status.Blocks = 7; return c.admin.Status().Update(ctx, pool) })
 	holds(t, w, "a status", func(o snapshot.Objects) bool {
 		return o.Pools[0].Status.Blocks == 7 && o.Nodes[0].ResourceVersion == node.ResourceVersion

@@ -115,7 +115,7 @@ func testCreate(t *testing.T, c client.Client) {
 		{"block larger than the pool", "IPPool", "", "{cidr: 10.244.0.0/25, blockSize: 24}", tooLarge},
 		{"default block larger than the pool", "IPPool", "", "{cidr: 10.244.0.0/27}", tooLarge},
 		{"default block larger than the pool, IPv6", "IPPool", "", "{cidr: 'fd00::/124'}", tooLarge},
-		{"encapsulation", "IPPool", "", "{cidr: 10.244.0.0/16, encapsulation: GRE}", `supported values: "Auto", "Never", "VXLAN", "VXLANCrossSubnet"`},
+		{"encapsulation", "IPPool", "", "{cidr: 10.244.0.0/16, encapsulation: GRE}", `supported values: "Auto", "Never", "IPIP", "IPIPCrossSubnet", "VXLAN", "VXLANCrossSubnet"`},
 		{"long selector", "IPPool", "", "{cidr: 10.244.0.0/16, nodeSelector: '" + strings.Repeat("x", 1025) + "'}", "may not be more than 1024"},
 
 		{"a block", "IPBlock", "10-244-0-0-26", "{cidr: 10.244.0.0/26, pool: p, node: n1, primary: true}", ""},
