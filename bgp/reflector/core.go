@@ -19,6 +19,10 @@ const (
 	quiet         = 20 * time.Millisecond
 	// busyFlush is how many prefixes make a flush a part of something larger, which may wait.
 	busyFlush = 64
+	// Flushes are what a flapping route costs all clients: an endless run of them gets a slower rhythm
+	// than a burst, which may have flushBurst at once and then flushRate a second.
+	flushBurst = 400
+	flushRate  = 100
 	// staleTime bounds how long stale routes wait for an End-of-RIB after the session is back.
 	staleTime = 6 * time.Minute
 	// forgetAfter is how long a neighbour from a range is remembered once it is gone.
@@ -51,6 +55,7 @@ type core struct {
 	armed      bool
 	delay      time.Duration
 	flushed    time.Time
+	credit     float64 // flushes that may still be quick
 
 	// RFC 4724 §4.1: after a restart routes are held back until those who were here have told theirs.
 	awaited map[netip.Addr]struct{}
@@ -72,7 +77,7 @@ func newCore(cfg Config, opts Options, log *slog.Logger) *core {
 		opts: opts, log: log,
 		events: make(chan event, 64), stopped: make(chan struct{}), changed: make(chan struct{}, 1),
 		cfg: cfg, peers: map[netip.Addr]*peer{}, pool: pool{byKey: map[string]*attrs{}}, groups: map[groupKey]*group{},
-		cluster: cfg.clusterID().As4(), scratch: newEncoder(groupKey{}), delay: flushDelay, since: time.Now(),
+		cluster: cfg.clusterID().As4(), scratch: newEncoder(groupKey{}), delay: flushDelay, credit: flushBurst, since: time.Now(),
 	}
 	c.batches.New = func() any { return &batch{} }
 	for f := range families {
@@ -178,6 +183,7 @@ func (b *batch) on(c *core) {
 			}
 			c.apply(p, b, o)
 		}
+		c.relieve()
 	}
 	if cap(b.arena)+24*cap(b.prefixes) <= 4*batchSize {
 		c.batches.Put(b)
@@ -246,6 +252,28 @@ func (c *core) overLimit(p *peer, f family) {
 	p.up.kill(n, n.Error())
 }
 
+// relieve ends the session of whoever takes most when all routes together take more than they may: one
+// that floods must not cost the others theirs.
+func (c *core) relieve() {
+	if c.pool.octets <= c.opts.MaxOctets {
+		return
+	}
+	var greedy *peer
+	for _, p := range c.peers {
+		if p.source != nil && (greedy == nil || p.source.octets > greedy.source.octets) {
+			greedy = p
+		}
+	}
+	if greedy == nil {
+		return
+	}
+	n := notify(errCease, subResources, nil, "its routes take %d octets, all together %d", greedy.source.octets, c.pool.octets)
+	c.log.Error("too many routes: the client that has most is shut out", "peer", greedy.name(), "address", greedy.addr,
+		"octets", greedy.source.octets, "all", c.pool.octets, "for", c.opts.OverLimitRetry)
+	greedy.heldUntil, greedy.lastError = time.Now().Add(c.opts.OverLimitRetry), n.Error()
+	c.end(greedy, n)
+}
+
 // swept drops what is stale still though the peer says that it has told all.
 func (c *core) swept(p *peer, f family) {
 	c.tables[f].purge(&c.pool, p.source, true)
@@ -291,11 +319,20 @@ func (c *core) flush() {
 	if c.scratch.reset(groupKey{}); cap(c.scratch.items) > 1<<16 {
 		c.scratch = newEncoder(groupKey{}) // a burst must not be kept for good
 	}
-	c.flushed = time.Now()
-	// More is likely to come when much has come.
-	if n >= busyFlush {
+	c.pace(n)
+}
+
+// pace chooses how long the next flush waits for more, after one of n prefixes.
+func (c *core) pace(n int) {
+	now := time.Now()
+	c.credit = max(0, min(c.credit+now.Sub(c.flushed).Seconds()*flushRate, flushBurst)-1)
+	c.flushed = now
+	switch {
+	case c.credit < 1:
+		c.delay = maxFlushDelay
+	case n >= busyFlush: // more is likely to come when much has come
 		c.delay = min(2*c.delay, maxFlushDelay)
-	} else {
+	default:
 		c.delay = flushDelay
 	}
 }
@@ -429,7 +466,7 @@ func (c *core) tick() {
 			p.staleUntil = time.Time{}
 			c.dropStale(p)
 		}
-		if p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil && now.Sub(p.since) > forgetAfter {
+		if p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil && now.Sub(p.since) > forgetAfter && now.Sub(p.damping.last) > forgiven {
 			delete(c.peers, addr)
 		}
 	}

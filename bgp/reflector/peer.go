@@ -30,6 +30,7 @@ type peer struct {
 	flaps     int64
 	lastError string
 	heldUntil time.Time
+	damping   damping
 
 	updates  int64
 	problems int64
@@ -86,22 +87,28 @@ func (p *peer) mayConnect() error {
 		return errors.New(p.cfg.Held)
 	case time.Now().Before(p.heldUntil):
 		return errors.New("held down: " + p.lastError)
+	case p.damping.active(time.Now()):
+		return errors.New(p.damping.why())
 	case len(p.sessions) >= maxConnections:
 		return errors.New("too many connections")
 	}
 	return nil
 }
 
-// begin makes a session of a connection; nil: refused, and the connection is closed.
-func (c *core) begin(conn net.Conn, addr netip.Addr, active bool) *session {
+// begin makes a session of a connection; nil: refused, and the connection is closed. A neighbour is told
+// so (RFC 4486 §4), a stranger is not: it may become a neighbour in a moment, and some who get a
+// NOTIFICATION take long until they try again.
+func (c *core) begin(conn net.Conn, addr netip.Addr, active bool) (*session, *notification) {
 	addr = addr.Unmap().WithZone("")
 	p, err := c.peerOf(addr)
-	if err == nil {
-		err = p.mayConnect()
-	}
 	if err != nil {
 		c.log.Debug("connection refused", "address", addr, "why", err)
-		return nil
+		return nil, nil
+	}
+	if err := p.mayConnect(); err != nil {
+		p.damping.refused++
+		c.log.Debug("connection refused", "peer", p.name(), "address", addr, "why", err)
+		return nil, notify(errCease, subRejected, nil, "%v", err)
 	}
 	s := &session{
 		core: c, peer: p, cfg: p.cfg, addr: addr, conn: conn, active: active, ours: c.open(p.cfg),
@@ -110,7 +117,7 @@ func (c *core) begin(conn net.Conn, addr netip.Addr, active bool) *session {
 	s.out.wake = make(chan struct{}, 1)
 	s.phase.Store(bgp.StateOpenSent)
 	p.sessions[s] = struct{}{}
-	return s
+	return s, nil
 }
 
 // opened asks whether a session whose OPEN was good may go on.
@@ -227,6 +234,9 @@ func (e closed) on(c *core) {
 	if _, ok := p.sessions[e.session]; ok {
 		delete(p.sessions, e.session)
 		c.failed(p, e.ended.text)
+		if !e.session.active { // how often we try, ConnectRetryTimer says
+			c.oscillate(p, 0, e.ended)
+		}
 		return
 	}
 	c.down(e.session, e.ended)
@@ -251,6 +261,7 @@ func (c *core) down(s *session, e ended) {
 		return
 	}
 	c.leave(s)
+	c.oscillate(p, max(time.Since(p.since), 1), e)
 	p.up, p.since, p.lastError = nil, time.Now(), e.text
 	p.flaps++
 	keep := familySet(0)
@@ -284,7 +295,7 @@ func (c *core) end(p *peer, n *notification) {
 	}
 	if p.up != nil {
 		p.up.kill(n, n.Error())
-		c.down(p.up, ended{text: n.Error()})
+		c.down(p.up, ended{text: n.Error(), innocent: true})
 	}
 	if p.source != nil {
 		for f := range families {
@@ -312,7 +323,7 @@ func (p *peer) state() bgp.SessionState {
 	switch {
 	case len(p.sessions) > 0:
 		return best
-	case time.Now().Before(p.heldUntil):
+	case time.Now().Before(p.heldUntil), p.damping.active(time.Now()):
 		return bgp.StateIdle
 	case p.dialing:
 		return bgp.StateConnect
