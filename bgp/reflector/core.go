@@ -466,10 +466,8 @@ func (c *core) tick() {
 			p.staleUntil = time.Time{}
 			c.dropStale(p)
 		}
-		if p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil && now.Sub(p.since) > forgetAfter && now.Sub(p.damping.last) > forgiven {
-			delete(c.peers, addr)
-		}
 	}
+	c.forget(func(p *peer) bool { return now.Sub(p.since) > forgetAfter && now.Sub(p.damping.last) > forgiven })
 	for _, g := range c.groups {
 		c.cutLaggards(g)
 	}

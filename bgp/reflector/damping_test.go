@@ -3,6 +3,7 @@
 package reflector
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -169,5 +170,34 @@ func TestFlapping(t *testing.T) {
 		if d := time.Since(start); d > 2*flushDelay || watcher.prefixes() != "" {
 			t.Errorf("a lone change took %s", d)
 		}
+	})
+}
+
+// More neighbours than may be remembered: those who have gone make room for those who come, those who are
+// connected and those who are damped do not.
+func TestManyNeighbours(t *testing.T) {
+	inBed(t, Options{MaxPeers: 4}, func(t *testing.T, b *bed) {
+		b.dial("10.0.0.1", func(o *open) { o.hold = 0 })
+		for range freeResets + 4 { // 8 s
+			c := b.dial("10.0.0.2")
+			c.close()
+			if s := b.session("10.0.0.2"); s.Short < freeResets+4 {
+				time.Sleep(max(0, time.Until(s.Damped)))
+			}
+		}
+		for i := range 20 {
+			c := b.dial(netip.AddrFrom4([4]byte{10, 0, 1, byte(i)}).String())
+			if got := c.events(); got != initial {
+				t.Errorf("neighbour %d: %s", i, got)
+			}
+			c.close()
+		}
+		diff(t, "still damped", b.dial("10.0.0.2").events(), "got Cease/Connection Rejected, closed")
+		if s := b.session("10.0.0.1"); s.State != bgp.StateEstablished || s.Flaps != 0 {
+			t.Errorf("%+v", s)
+		}
+		b.dial("10.0.2.1")
+		b.dial("10.0.2.2")
+		b.dial("10.0.2.3").mustBeClosed()
 	})
 }

@@ -69,15 +69,28 @@ func (c *core) peerOf(addr netip.Addr) (*peer, error) {
 		return p, nil
 	}
 	cfg, ok := match(c.cfg.Peers, addr)
-	switch {
-	case !ok:
+	if !ok {
 		return nil, errors.New("no peer has this address")
-	case len(c.peers) >= c.opts.MaxPeers:
+	}
+	if len(c.peers) >= c.opts.MaxPeers {
+		// Those who have gone make room: many at once, since who came in such numbers may go on.
+		c.forget(func(p *peer) bool { return !p.damping.active(time.Now()) })
+	}
+	if len(c.peers) >= c.opts.MaxPeers {
 		return nil, errors.New("too many peers")
 	}
 	p := &peer{addr: addr, cfg: cfg, accept: cfg.Accept.compile(), dynamic: !cfg.single(), sessions: map[*session]struct{}{}, since: time.Now()}
 	c.peers[addr] = p
 	return p, nil
+}
+
+// forget drops what is known of neighbours from ranges that have gone, if the choice falls on them.
+func (c *core) forget(choice func(p *peer) bool) {
+	for addr, p := range c.peers {
+		if p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil && choice(p) {
+			delete(c.peers, addr)
+		}
+	}
 }
 
 // mayConnect says why there must be no new connection; nil: there may be.
