@@ -42,6 +42,7 @@ type core struct {
 
 	cfg    Config
 	peers  map[netip.Addr]*peer
+	ids    map[[4]byte]int // router IDs of established sessions
 	tables [families]table
 	pool   pool
 	groups map[groupKey]*group
@@ -76,7 +77,7 @@ func newCore(cfg Config, opts Options, log *slog.Logger) *core {
 	c := &core{
 		opts: opts, log: log,
 		events: make(chan event, 64), stopped: make(chan struct{}), changed: make(chan struct{}, 1),
-		cfg: cfg, peers: map[netip.Addr]*peer{}, pool: pool{byKey: map[string]*attrs{}}, groups: map[groupKey]*group{},
+		cfg: cfg, peers: map[netip.Addr]*peer{}, ids: map[[4]byte]int{}, pool: pool{byKey: map[string]*attrs{}}, groups: map[groupKey]*group{},
 		cluster: cfg.clusterID().As4(), scratch: newEncoder(groupKey{}), delay: flushDelay, credit: flushBurst, since: time.Now(),
 	}
 	c.batches.New = func() any { return &batch{} }

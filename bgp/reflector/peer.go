@@ -227,6 +227,9 @@ func (c *core) resume(p *peer) {
 
 // warnTwins says that two clients have one router ID: each ignores the other's routes as its own.
 func (c *core) warnTwins(s *session) {
+	if c.ids[s.neg.id]++; c.ids[s.neg.id] == 1 {
+		return
+	}
 	for _, other := range c.peers {
 		if other.up != nil && other.up != s && other.up.neg.id == s.neg.id {
 			s.log.Warn("router ID is another client's too: they will ignore each other's routes unless they are one router",
@@ -274,6 +277,9 @@ func (c *core) down(s *session, e ended) {
 		return
 	}
 	c.leave(s)
+	if c.ids[s.neg.id]--; c.ids[s.neg.id] == 0 {
+		delete(c.ids, s.neg.id)
+	}
 	c.oscillate(p, max(time.Since(p.since), 1), e)
 	p.up, p.since, p.lastError = nil, time.Now(), e.text
 	p.flaps++

@@ -3,6 +3,7 @@
 package reflector
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"net"
@@ -77,17 +78,17 @@ func (b *badSession) send(m []byte) {
 
 // read reads until the other end has enough, and counts its NOTIFICATIONs.
 func (b *badSession) read() int {
-	buf := make([]byte, 65535)
+	r := bufio.NewReaderSize(b.conn, 4096) // there are very many, and garbage would be measured too
+	h := make([]byte, 19)
 	n := 0
 	for {
-		if _, err := io.ReadFull(b.conn, buf[:19]); err != nil {
+		if _, err := io.ReadFull(r, h); err != nil {
 			return n
 		}
-		length := int(buf[16])<<8 + int(buf[17])
-		if buf[18] == hostile.Notification {
+		if h[18] == hostile.Notification {
 			n++
 		}
-		if _, err := io.ReadFull(b.conn, buf[19:max(length, 19)]); err != nil {
+		if _, err := r.Discard(max(0, int(h[16])<<8+int(h[17])-19)); err != nil {
 			return n
 		}
 	}
