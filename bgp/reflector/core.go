@@ -219,9 +219,16 @@ func (c *core) apply(p *peer, b *batch, o op) {
 	case opRefresh:
 		c.refresh(b.session, o.family)
 	case opRefreshBegin:
-		t.markStale(p.source)
+		// RFC 7313 §4: after a restart, the End-of-RIB comes first.
+		if p.up.neg.restart == nil || p.eor.has(o.family) {
+			p.refreshing.add(o.family)
+			t.markStale(p.source)
+		}
 	case opRefreshEnd:
-		c.swept(p, o.family)
+		if p.refreshing.has(o.family) {
+			p.refreshing &^= 1 << o.family
+			c.swept(p, o.family)
+		}
 	}
 }
 

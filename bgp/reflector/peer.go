@@ -40,6 +40,7 @@ type peer struct {
 	stale      familySet
 	staleUntil time.Time
 	eor        familySet
+	refreshing familySet // RFC 7313: between the beginning of a refresh and its end
 }
 
 func (p *peer) name() string {
@@ -188,7 +189,7 @@ func (c *core) rise(s *session) bool {
 		return false
 	}
 	delete(p.sessions, s)
-	p.up, p.since, p.eor = s, time.Now(), 0
+	p.up, p.since, p.eor, p.refreshing = s, time.Now(), 0, 0
 	if p.source == nil {
 		c.nextSource++
 		p.source = &source{id: c.nextSource, peer: p.name(), addr: p.addr, nonClient: p.cfg.NonClient}

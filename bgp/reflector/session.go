@@ -408,12 +408,13 @@ func (s *session) stall() time.Duration {
 	return defaultHold
 }
 
-// jittered: RFC 4271 §10 asks for 0.75 to 1 of the interval, lest all speak at once.
+// jittered: RFC 4271 §10 asks for 0.75 to 1 of the interval, lest all speak at once; but §4.4 for no less
+// than a second.
 func (s *session) jittered() time.Duration {
 	if s.neg.keepalive == 0 {
 		return time.Hour
 	}
-	return s.neg.keepalive*3/4 + rand.N(s.neg.keepalive/4)
+	return max(time.Second, s.neg.keepalive*3/4+rand.N(s.neg.keepalive/4))
 }
 
 // writeFailed ends a session whose peer takes nothing any more. No NOTIFICATION can be sent: a message
