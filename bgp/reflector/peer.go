@@ -75,7 +75,7 @@ func (c *core) peerOf(addr netip.Addr) (*peer, error) {
 	}
 	if len(c.peers) >= c.opts.MaxPeers {
 		// Those who have gone make room: many at once, since who came in such numbers may go on.
-		c.forget(func(p *peer) bool { return !p.damping.active(time.Now()) })
+		c.forget(func(*peer) bool { return true })
 	}
 	if len(c.peers) >= c.opts.MaxPeers {
 		return nil, errors.New("too many peers")
@@ -85,10 +85,13 @@ func (c *core) peerOf(addr netip.Addr) (*peer, error) {
 	return p, nil
 }
 
-// forget drops what is known of neighbours from ranges that have gone, if the choice falls on them.
+// forget drops what is known of neighbours from ranges that have gone, if the choice falls on them. Who is
+// shut out would be let in again: they stay.
 func (c *core) forget(choice func(p *peer) bool) {
+	now := time.Now()
 	for addr, p := range c.peers {
-		if p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil && choice(p) {
+		gone := p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil
+		if gone && !now.Before(p.heldUntil) && !p.damping.active(now) && choice(p) {
 			delete(c.peers, addr)
 		}
 	}
