@@ -37,7 +37,7 @@ type core struct {
 	cluster [4]byte
 
 	cfg    Config
-	peers  map[netip.Addr]*peer
+	peers  map[peerKey]*peer
 	tables [families]table
 	pool   pool
 	groups map[groupKey]*group
@@ -71,7 +71,7 @@ func newCore(cfg Config, opts Options, log *slog.Logger) *core {
 	c := &core{
 		opts: opts, log: log,
 		events: make(chan event, 64), stopped: make(chan struct{}), changed: make(chan struct{}, 1),
-		cfg: cfg, peers: map[netip.Addr]*peer{}, pool: pool{byKey: map[string]*attrs{}}, groups: map[groupKey]*group{},
+		cfg: cfg, peers: map[peerKey]*peer{}, pool: pool{byKey: map[string]*attrs{}}, groups: map[groupKey]*group{},
 		cluster: cfg.clusterID().As4(), scratch: newEncoder(groupKey{}), delay: flushDelay, since: time.Now(),
 	}
 	c.batches.New = func() any { return &batch{} }
@@ -423,14 +423,14 @@ func (c *core) tick() {
 	if c.deferring() && now.Sub(c.since) >= c.opts.deferral(c.cfg) {
 		c.endDeferral(fmt.Sprintf("%d have not come back in time", len(c.awaited)))
 	}
-	for addr, p := range c.peers {
+	for key, p := range c.peers {
 		if !p.staleUntil.IsZero() && now.After(p.staleUntil) {
-			c.log.Info("stale routes dropped", "peer", p.name(), "address", addr)
+			c.log.Info("stale routes dropped", "peer", p.name(), "address", p.addr)
 			p.staleUntil = time.Time{}
 			c.dropStale(p)
 		}
 		if p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil && now.Sub(p.since) > forgetAfter {
-			delete(c.peers, addr)
+			delete(c.peers, key)
 		}
 	}
 	for _, g := range c.groups {

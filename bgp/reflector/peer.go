@@ -41,6 +41,14 @@ type peer struct {
 	eor        familySet
 }
 
+// peerKey tells neighbours apart.
+type peerKey struct{ addr, id netip.Addr }
+
+// key is that of the neighbour at an address that the configuration is for.
+func (p Peer) key(addr netip.Addr) peerKey { return peerKey{addr, p.RouterID} }
+
+func (p *peer) key() peerKey { return p.cfg.key(p.addr) }
+
 func (p *peer) name() string {
 	if p.dynamic {
 		return p.cfg.Name + "/" + p.addr.String()
@@ -48,10 +56,14 @@ func (p *peer) name() string {
 	return p.cfg.Name
 }
 
-// match finds the configuration of an address: the longest prefix.
-func match(peers []Peer, addr netip.Addr) (Peer, bool) {
+// match finds the configuration of an address: the longest prefix. Of peers that share it, it is that with
+// the router ID, or the first if that is not known.
+func match(peers []Peer, addr, id netip.Addr) (Peer, bool) {
 	best := -1
 	for i, p := range peers {
+		if id.IsValid() && p.RouterID != id {
+			continue
+		}
 		if p.Prefix.Contains(addr) && (best < 0 || p.Prefix.Bits() > peers[best].Prefix.Bits()) {
 			best = i
 		}
@@ -62,20 +74,23 @@ func match(peers []Peer, addr netip.Addr) (Peer, bool) {
 	return peers[best], true
 }
 
-// peerOf finds or makes the peer of an address.
-func (c *core) peerOf(addr netip.Addr) (*peer, error) {
-	if p := c.peers[addr]; p != nil {
+// peerOf finds or makes the peer at an address, with a router ID if that is known.
+func (c *core) peerOf(addr, id netip.Addr) (*peer, error) {
+	if p := c.peers[peerKey{addr, id}]; p != nil {
+		return p, nil // most have no router ID to look for
+	}
+	cfg, ok := match(c.cfg.Peers, addr, id)
+	if !ok {
+		return nil, errors.New("no peer has this address")
+	}
+	if p := c.peers[cfg.key(addr)]; p != nil {
 		return p, nil
 	}
-	cfg, ok := match(c.cfg.Peers, addr)
-	switch {
-	case !ok:
-		return nil, errors.New("no peer has this address")
-	case len(c.peers) >= c.opts.MaxPeers:
+	if len(c.peers) >= c.opts.MaxPeers {
 		return nil, errors.New("too many peers")
 	}
 	p := &peer{addr: addr, cfg: cfg, accept: cfg.Accept.compile(), dynamic: !cfg.single(), sessions: map[*session]struct{}{}, since: time.Now()}
-	c.peers[addr] = p
+	c.peers[p.key()] = p
 	return p, nil
 }
 
@@ -95,7 +110,7 @@ func (p *peer) mayConnect() error {
 // begin makes a session of a connection; nil: refused, and the connection is closed.
 func (c *core) begin(conn net.Conn, addr netip.Addr, active bool) *session {
 	addr = addr.Unmap().WithZone("")
-	p, err := c.peerOf(addr)
+	p, err := c.peerOf(addr, netip.Addr{})
 	if err == nil {
 		err = p.mayConnect()
 	}
@@ -129,6 +144,10 @@ func (c *core) collide(s *session) *notification {
 	if _, ok := p.sessions[s]; !ok {
 		return notify(errCease, subDeconfigured, nil, "")
 	}
+	if n := c.identify(s); n != nil {
+		return n
+	}
+	p = s.peer
 	if up := p.up; up != nil && !up.stopped() {
 		// RFC 4724 §5: one that can restart has restarted, though its old connection seems to live.
 		if up.neg.restart == nil || s.neg.restart == nil {
@@ -149,6 +168,25 @@ func (c *core) collide(s *session) *notification {
 		other.kill(collision(), collision().Error())
 	}
 	s.phase.Store(bgp.StateOpenConfirm)
+	return nil
+}
+
+// identify gives a session to whom its OPEN says that it is of.
+func (c *core) identify(s *session) *notification {
+	id := netip.AddrFrom4(s.neg.id)
+	if !s.cfg.RouterID.IsValid() || s.cfg.RouterID == id {
+		return nil
+	}
+	p, err := c.peerOf(s.addr, id)
+	if err != nil {
+		return notify(errOpen, subBadID, nil, "identifier %s is not %s", id, s.cfg.RouterID)
+	}
+	if err := p.mayConnect(); err != nil {
+		return notify(errCease, subRejected, nil, "%v", err)
+	}
+	delete(s.peer.sessions, s)
+	s.peer, s.cfg, s.log = p, p.cfg, c.log.With("peer", p.name(), "address", s.addr)
+	p.sessions[s] = struct{}{}
 	return nil
 }
 
