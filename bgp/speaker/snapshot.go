@@ -53,7 +53,7 @@ func (v *view) path(k routeKey) (bgp.Path, bool) {
 		NextHop:   r.nextHop,
 		Peer:      k.peer,
 		Kind:      s.peer.Kind,
-		ASPathLen: r.pathLen,
+		ASPathLen: r.pathLen, Originator: r.originator, Clusters: r.clusters,
 		Stale:     r.stale,
 	}, true
 }
