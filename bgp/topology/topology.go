@@ -67,8 +67,8 @@ type Problem struct {
 
 // Output is the sessions of one node. Origins are left to the caller.
 type Output struct {
-	Global   bgp.Global
-	Peers    []bgp.Peer // sorted by Address
+	Global bgp.Global
+	Peers  []bgp.Peer // sorted by Address
 	// Reflection is the node's part in route reflection.
 	Reflection bgp.Reflection
 	Problems   []Problem
