@@ -8,6 +8,7 @@ package bgp
 import (
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -113,6 +114,41 @@ type Origin struct {
 	NextHop netip.Addr
 }
 
+// Neighbour tells peers apart: a node's speaker and its reflector have the same address.
+type Neighbour struct {
+	Kind    PeerKind
+	Address netip.Addr
+}
+
+// Neighbour returns who the peer is.
+func (p Peer) Neighbour() Neighbour { return Neighbour{p.Kind, p.Address} }
+
+// Neighbour returns whose session it is.
+func (s Session) Neighbour() Neighbour { return Neighbour{s.Kind, s.Address} }
+
+// Neighbour returns who sent the path.
+func (p Path) Neighbour() Neighbour { return Neighbour{p.Kind, p.Peer} }
+
+// Converged says whether the peer has told all it has: the End-of-RIB of every family has come (RFC 4724
+// §2). One that does not send it has had time if the session is up for long.
+func (s Session) Converged(families []Family, now time.Time) bool {
+	if s.State != StateEstablished {
+		return false
+	}
+	if now.Sub(s.Since) > convergence {
+		return true
+	}
+	for _, f := range families {
+		if !slices.Contains(s.EndOfRIB, f) {
+			return false
+		}
+	}
+	return true
+}
+
+// convergence is how long a peer without End-of-RIB may take.
+const convergence = 5 * time.Second
+
 // Global is what all sessions share.
 type Global struct {
 	ASN      uint32
@@ -128,6 +164,8 @@ type Desired struct {
 	Global  Global
 	Peers   []Peer   // sorted by Address
 	Origins []Origin // sorted by Prefix
+	// Reflection is not the speaker's: it is for whoever runs reflectors beside it.
+	Reflection Reflection
 }
 
 // Reflection is a node's part in route reflection (RFC 4456). The sessions with reflectors are those of a
@@ -223,7 +261,7 @@ type Path struct {
 	// passed it on, the last one first, with spaces between (RFC 4456 §8). Empty without reflection.
 	Originator netip.Addr
 	Clusters   string
-	Stale     bool // kept for a restarting peer (RFC 4724 §4.2)
+	Stale      bool // kept for a restarting peer (RFC 4724 §4.2)
 }
 
 // Snapshot is what the speaker is and knows. It is immutable.

@@ -54,7 +54,7 @@ func (v *view) path(k routeKey) (bgp.Path, bool) {
 		Peer:      k.peer,
 		Kind:      s.peer.Kind,
 		ASPathLen: r.pathLen, Originator: r.originator, Clusters: r.clusters,
-		Stale:     r.stale,
+		Stale: r.stale,
 	}, true
 }
 
