@@ -114,8 +114,7 @@ func wantSamePaths(t *testing.T, before string, but ...string) {
 func TestReflection(t *testing.T) {
 	a, b := twoPods(t)
 	wantAllNative(t)
-	nodes := strings.Fields(kubectl(t, "get", "nodes", "-o", `jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}`))
-	n, count := len(nodes), min(3, len(nodes)-1)
+	n, count := *nodes, min(3, *nodes-1)
 	t.Logf("mesh of %d: sessions %v", n, sessionsByKind(t))
 	if kinds := sessionsByKind(t); kinds["node"] != n*(n-1) {
 		t.Errorf("sessions %v, want %d of the mesh, each seen from both ends", kinds, n*(n-1))
@@ -168,10 +167,11 @@ func TestReflection(t *testing.T) {
 		t.Cleanup(func() { kubectl(t, "uncordon", drained) })
 		reflectors = wantReflectors(t, count, time.Minute, drained)
 	})
+	var lost []string
 	if n >= 6 {
-		loseNodes(t, reflectors, count, []string{drained, a.node, b.node}, during)
+		lost = loseNodes(t, reflectors, count, []string{drained, a.node, b.node}, during)
 	}
-	during("the cluster returns to the mesh", nil, func() {
+	during("the cluster returns to the mesh", lost, func() {
 		patch(`{"spec":{"routeReflection":{"meshThreshold":50}}}`)
 		took := eventually(t, time.Minute, func() error {
 			r, err := readReflection()
@@ -184,8 +184,9 @@ func TestReflection(t *testing.T) {
 	})
 }
 
-// loseNodes unplugs the node of one reflector and deletes that of another. The lab has to be made anew after it.
-func loseNodes(t *testing.T, reflectors []string, count int, keep []string, during func(string, []string, func())) {
+// loseNodes unplugs the node of one reflector and deletes that of another, and returns both. The lab has to
+// be made anew after it.
+func loseNodes(t *testing.T, reflectors []string, count int, keep []string, during func(string, []string, func())) (lost []string) {
 	t.Helper()
 	victim := func() string {
 		for _, r := range reflectors {
@@ -212,4 +213,5 @@ func loseNodes(t *testing.T, reflectors []string, count int, keep []string, duri
 		kubectl(t, "delete", "node", deleted)
 		reflectors = wantReflectors(t, min(count, 6-3), time.Minute, deleted)
 	})
+	return []string{unplugged, deleted}
 }
