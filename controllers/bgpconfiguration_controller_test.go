@@ -68,6 +68,7 @@ func testReflection(t *testing.T, s *suite) {
 	for i := range 4 {
 		s.addNode(t, i)
 		s.report(t, fmt.Sprintf("node%d", i), reflects(nil))
+		s.wantNetwork(t, fmt.Sprintf("node%d", i), false, "False HeliographPathsProven")
 	}
 	config := &v1alpha1.BGPConfiguration{}
 	config.Name = "default"
