@@ -116,8 +116,9 @@ VM_PACKAGES := ./felix/link ./felix/address ./felix/neigh ./felix/nexthop ./feli
 	./felix/conntrack ./felix/capability ./felix/explain ./felix/agenttest
 
 .PHONY: test-interop
-test-interop: bin/heliograph-reflector ## The speaker and the reflector against FRR and BIRD
+test-interop: bin/heliograph-reflector ## The speaker and the reflector against FRR and BIRD, and the reflector under attack
 	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/interop test -count=1 ./...
+	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/bench test -count=1 ./reflector
 
 .PHONY: test-e2e
 test-e2e: image bin/lab ## The smoke end-to-end tests in the lab; starts it if it is down, and then stops it again
@@ -157,7 +158,7 @@ bench-failover: image bin/lab
 	@set -o pipefail; HELIOGRAPH_NO_SKIP=1 $(GO) -C test/e2e test . -run '^TestFailover$$' -rounds=5 -v -count=1 -timeout 60m | tee $(BIN)/failover.log | \
 		awk '/failover between two racks/ {print "## Failover between two racks\n\nPings every 10 ms, 4 at once, in the lab; the longest gap of each round.\n"} {sub(/^ +/, "")} /^\|/ {print} /^(FAIL|ok)/ {print > "/dev/stderr"}'
 
-bench-%: build ## One part of bench: routes, cni, paths, reflector, throughput, pods, failover
+bench-%: build ## One part of bench: routes, cni, paths, reflector, reflector-hostile, throughput, pods, failover
 	@$(GO) -C test/bench run ./cmd/bench $*
 
 .PHONY: tail

@@ -19,6 +19,10 @@ const (
 	quiet         = 20 * time.Millisecond
 	// busyFlush is how many prefixes make a flush a part of something larger, which may wait.
 	busyFlush = 64
+	// Flushes are what a flapping route costs all clients: an endless run of them gets a slower rhythm
+	// than a burst, which may have flushBurst at once and then flushRate a second.
+	flushBurst = 400
+	flushRate  = 100
 	// staleTime bounds how long stale routes wait for an End-of-RIB after the session is back.
 	staleTime = 6 * time.Minute
 	// forgetAfter is how long a neighbour from a range is remembered once it is gone.
@@ -38,6 +42,7 @@ type core struct {
 
 	cfg    Config
 	peers  map[peerKey]*peer
+	ids    map[[4]byte]int // router IDs of established sessions
 	tables [families]table
 	pool   pool
 	groups map[groupKey]*group
@@ -51,6 +56,7 @@ type core struct {
 	armed      bool
 	delay      time.Duration
 	flushed    time.Time
+	credit     float64 // flushes that may still be quick
 
 	// RFC 4724 §4.1: after a restart routes are held back until those who were here have told theirs.
 	awaited map[netip.Addr]struct{}
@@ -71,8 +77,8 @@ func newCore(cfg Config, opts Options, log *slog.Logger) *core {
 	c := &core{
 		opts: opts, log: log,
 		events: make(chan event, 64), stopped: make(chan struct{}), changed: make(chan struct{}, 1),
-		cfg: cfg, peers: map[peerKey]*peer{}, pool: pool{byKey: map[string]*attrs{}}, groups: map[groupKey]*group{},
-		cluster: cfg.clusterID().As4(), scratch: newEncoder(groupKey{}), delay: flushDelay, since: time.Now(),
+		cfg: cfg, peers: map[peerKey]*peer{}, ids: map[[4]byte]int{}, pool: pool{byKey: map[string]*attrs{}}, groups: map[groupKey]*group{},
+		cluster: cfg.clusterID().As4(), scratch: newEncoder(groupKey{}), delay: flushDelay, credit: flushBurst, since: time.Now(),
 	}
 	c.batches.New = func() any { return &batch{} }
 	for f := range families {
@@ -178,6 +184,7 @@ func (b *batch) on(c *core) {
 			}
 			c.apply(p, b, o)
 		}
+		c.relieve()
 	}
 	if cap(b.arena)+24*cap(b.prefixes) <= 4*batchSize {
 		c.batches.Put(b)
@@ -212,9 +219,16 @@ func (c *core) apply(p *peer, b *batch, o op) {
 	case opRefresh:
 		c.refresh(b.session, o.family)
 	case opRefreshBegin:
-		t.markStale(p.source)
+		// RFC 7313 §4: after a restart, the End-of-RIB comes first.
+		if p.up.neg.restart == nil || p.eor.has(o.family) {
+			p.refreshing.add(o.family)
+			t.markStale(p.source)
+		}
 	case opRefreshEnd:
-		c.swept(p, o.family)
+		if p.refreshing.has(o.family) {
+			p.refreshing &^= 1 << o.family
+			c.swept(p, o.family)
+		}
 	}
 }
 
@@ -244,6 +258,28 @@ func (c *core) overLimit(p *peer, f family) {
 	n := notify(errCease, subMaxPrefixes, data, "more than %d %s prefixes", limit, f.public())
 	p.heldUntil = time.Now().Add(c.opts.OverLimitRetry)
 	p.up.kill(n, n.Error())
+}
+
+// relieve ends the session of whoever takes most when all routes together take more than they may: one
+// that floods must not cost the others theirs.
+func (c *core) relieve() {
+	if c.pool.octets <= c.opts.MaxOctets {
+		return
+	}
+	var greedy *peer
+	for _, p := range c.peers {
+		if p.source != nil && (greedy == nil || p.source.octets > greedy.source.octets) {
+			greedy = p
+		}
+	}
+	if greedy == nil {
+		return
+	}
+	n := notify(errCease, subResources, nil, "its routes take %d octets, all together %d", greedy.source.octets, c.pool.octets)
+	c.log.Error("too many routes: the client that has most is shut out", "peer", greedy.name(), "address", greedy.addr,
+		"octets", greedy.source.octets, "all", c.pool.octets, "for", c.opts.OverLimitRetry)
+	greedy.heldUntil, greedy.lastError = time.Now().Add(c.opts.OverLimitRetry), n.Error()
+	c.end(greedy, n)
 }
 
 // swept drops what is stale still though the peer says that it has told all.
@@ -291,11 +327,20 @@ func (c *core) flush() {
 	if c.scratch.reset(groupKey{}); cap(c.scratch.items) > 1<<16 {
 		c.scratch = newEncoder(groupKey{}) // a burst must not be kept for good
 	}
-	c.flushed = time.Now()
-	// More is likely to come when much has come.
-	if n >= busyFlush {
+	c.pace(n)
+}
+
+// pace chooses how long the next flush waits for more, after one of n prefixes.
+func (c *core) pace(n int) {
+	now := time.Now()
+	c.credit = max(0, min(c.credit+now.Sub(c.flushed).Seconds()*flushRate, flushBurst)-1)
+	c.flushed = now
+	switch {
+	case c.credit < 1:
+		c.delay = maxFlushDelay
+	case n >= busyFlush: // more is likely to come when much has come
 		c.delay = min(2*c.delay, maxFlushDelay)
-	} else {
+	default:
 		c.delay = flushDelay
 	}
 }
@@ -423,16 +468,14 @@ func (c *core) tick() {
 	if c.deferring() && now.Sub(c.since) >= c.opts.deferral(c.cfg) {
 		c.endDeferral(fmt.Sprintf("%d have not come back in time", len(c.awaited)))
 	}
-	for key, p := range c.peers {
+	for _, p := range c.peers {
 		if !p.staleUntil.IsZero() && now.After(p.staleUntil) {
 			c.log.Info("stale routes dropped", "peer", p.name(), "address", p.addr)
 			p.staleUntil = time.Time{}
 			c.dropStale(p)
 		}
-		if p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil && now.Sub(p.since) > forgetAfter {
-			delete(c.peers, key)
-		}
 	}
+	c.forget(func(p *peer) bool { return now.Sub(p.since) > forgetAfter && now.Sub(p.damping.last) > forgiven })
 	for _, g := range c.groups {
 		c.cutLaggards(g)
 	}

@@ -235,7 +235,7 @@ func TestSilentConnections(t *testing.T) {
 		for i, c := range conns {
 			want := "OPEN"
 			if i >= maxConnections {
-				want = "closed"
+				want = "got Cease/Connection Rejected, closed"
 			}
 			diff(t, "at first", c.events(), want)
 		}

@@ -126,7 +126,7 @@ func FuzzSession(f *testing.F) {
 			}
 			if p := c.peers[peerKey{addr: addr("10.0.0.1")}]; p != nil {
 				c.end(p, shutdown(subReset, "")) // no stale routes, no hold-down for the next
-				p.heldUntil = time.Time{}
+				p.heldUntil, p.damping = time.Time{}, damping{}
 			}
 		})
 	})

@@ -82,7 +82,8 @@ type client struct {
 	routes map[string]string
 	log    []string // what came, in order
 	closed bool
-	alive  int // KEEPALIVEs
+	alive  int    // KEEPALIVEs
+	data   []byte // of the last NOTIFICATION
 }
 
 // dial connects a client with the usual capabilities, changed by the options.
@@ -183,6 +184,9 @@ func (c *client) message(typ byte, m []byte) {
 		c.mu.Unlock()
 	case msgNotification:
 		c.note("%s", parseNotification(m[headerLen:]).text("got"))
+		c.mu.Lock()
+		c.data = m[headerLen+2:]
+		c.mu.Unlock()
 	case msgRefresh:
 		c.note("refresh %d %d", m[20], m[21])
 	default:

@@ -30,6 +30,7 @@ type peer struct {
 	flaps     int64
 	lastError string
 	heldUntil time.Time
+	damping   damping
 
 	updates  int64
 	problems int64
@@ -39,6 +40,7 @@ type peer struct {
 	stale      familySet
 	staleUntil time.Time
 	eor        familySet
+	refreshing familySet // RFC 7313: between the beginning of a refresh and its end
 }
 
 // peerKey tells neighbours apart.
@@ -87,11 +89,24 @@ func (c *core) peerOf(addr, id netip.Addr) (*peer, error) {
 		return p, nil
 	}
 	if len(c.peers) >= c.opts.MaxPeers {
+		// Those who have gone make room: many at once, since who came in such numbers may go on.
+		c.forget(func(p *peer) bool { return !p.damping.active(time.Now()) })
+	}
+	if len(c.peers) >= c.opts.MaxPeers {
 		return nil, errors.New("too many peers")
 	}
 	p := &peer{addr: addr, cfg: cfg, accept: cfg.Accept.compile(), dynamic: !cfg.single(), sessions: map[*session]struct{}{}, since: time.Now()}
 	c.peers[p.key()] = p
 	return p, nil
+}
+
+// forget drops what is known of neighbours from ranges that have gone, if the choice falls on them.
+func (c *core) forget(choice func(p *peer) bool) {
+	for key, p := range c.peers {
+		if p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil && choice(p) {
+			delete(c.peers, key)
+		}
+	}
 }
 
 // mayConnect says why there must be no new connection; nil: there may be.
@@ -101,22 +116,28 @@ func (p *peer) mayConnect() error {
 		return errors.New(p.cfg.Held)
 	case time.Now().Before(p.heldUntil):
 		return errors.New("held down: " + p.lastError)
+	case p.damping.active(time.Now()):
+		return errors.New(p.damping.why())
 	case len(p.sessions) >= maxConnections:
 		return errors.New("too many connections")
 	}
 	return nil
 }
 
-// begin makes a session of a connection; nil: refused, and the connection is closed.
-func (c *core) begin(conn net.Conn, addr netip.Addr, active bool) *session {
+// begin makes a session of a connection; nil: refused, and the connection is closed. A neighbour is told
+// so (RFC 4486 §4), a stranger is not: it may become a neighbour in a moment, and some who get a
+// NOTIFICATION take long until they try again.
+func (c *core) begin(conn net.Conn, addr netip.Addr, active bool) (*session, *notification) {
 	addr = addr.Unmap().WithZone("")
 	p, err := c.peerOf(addr, netip.Addr{})
-	if err == nil {
-		err = p.mayConnect()
-	}
 	if err != nil {
 		c.log.Debug("connection refused", "address", addr, "why", err)
-		return nil
+		return nil, nil
+	}
+	if err := p.mayConnect(); err != nil {
+		p.damping.refused++
+		c.log.Debug("connection refused", "peer", p.name(), "address", addr, "why", err)
+		return nil, notify(errCease, subRejected, nil, "%v", err)
 	}
 	s := &session{
 		core: c, peer: p, cfg: p.cfg, addr: addr, conn: conn, active: active, ours: c.open(p.cfg),
@@ -125,7 +146,7 @@ func (c *core) begin(conn net.Conn, addr netip.Addr, active bool) *session {
 	s.out.wake = make(chan struct{}, 1)
 	s.phase.Store(bgp.StateOpenSent)
 	p.sessions[s] = struct{}{}
-	return s
+	return s, nil
 }
 
 // opened asks whether a session whose OPEN was good may go on.
@@ -206,7 +227,7 @@ func (c *core) rise(s *session) bool {
 		return false
 	}
 	delete(p.sessions, s)
-	p.up, p.since, p.eor = s, time.Now(), 0
+	p.up, p.since, p.eor, p.refreshing = s, time.Now(), 0, 0
 	if p.source == nil {
 		c.nextSource++
 		p.source = &source{id: c.nextSource, peer: p.name(), addr: p.addr, nonClient: p.cfg.NonClient}
@@ -245,6 +266,9 @@ func (c *core) resume(p *peer) {
 
 // warnTwins says that two clients have one router ID: each ignores the other's routes as its own.
 func (c *core) warnTwins(s *session) {
+	if c.ids[s.neg.id]++; c.ids[s.neg.id] == 1 {
+		return
+	}
 	for _, other := range c.peers {
 		if other.up != nil && other.up != s && other.up.neg.id == s.neg.id {
 			s.log.Warn("router ID is another client's too: they will ignore each other's routes unless they are one router",
@@ -265,6 +289,9 @@ func (e closed) on(c *core) {
 	if _, ok := p.sessions[e.session]; ok {
 		delete(p.sessions, e.session)
 		c.failed(p, e.ended.text)
+		if !e.session.active { // how often we try, ConnectRetryTimer says
+			c.oscillate(p, 0, e.ended)
+		}
 		return
 	}
 	c.down(e.session, e.ended)
@@ -289,6 +316,10 @@ func (c *core) down(s *session, e ended) {
 		return
 	}
 	c.leave(s)
+	if c.ids[s.neg.id]--; c.ids[s.neg.id] == 0 {
+		delete(c.ids, s.neg.id)
+	}
+	c.oscillate(p, max(time.Since(p.since), 1), e)
 	p.up, p.since, p.lastError = nil, time.Now(), e.text
 	p.flaps++
 	keep := familySet(0)
@@ -322,7 +353,7 @@ func (c *core) end(p *peer, n *notification) {
 	}
 	if p.up != nil {
 		p.up.kill(n, n.Error())
-		c.down(p.up, ended{text: n.Error()})
+		c.down(p.up, ended{text: n.Error(), innocent: true})
 	}
 	if p.source != nil {
 		for f := range families {
@@ -350,7 +381,7 @@ func (p *peer) state() bgp.SessionState {
 	switch {
 	case len(p.sessions) > 0:
 		return best
-	case time.Now().Before(p.heldUntil):
+	case time.Now().Before(p.heldUntil), p.damping.active(time.Now()):
 		return bgp.StateIdle
 	case p.dialing:
 		return bgp.StateConnect

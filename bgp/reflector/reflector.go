@@ -22,6 +22,9 @@ type Options struct {
 	MaxLag int
 	// MaxPeers bounds how many neighbours there may be, those of ranges included. 0: 10,000.
 	MaxPeers int
+	// MaxOctets is about how much memory all routes may take. The client that takes most is shut out if
+	// they take more. 0: 1 GiB.
+	MaxOctets int
 	// OverLimitRetry is how long a client stays down that sent too many prefixes. 0: a minute.
 	OverLimitRetry time.Duration
 	// Restarted are the neighbours that had a session with a process whose work this one takes over
@@ -37,6 +40,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.MaxPeers == 0 {
 		o.MaxPeers = 10000
+	}
+	if o.MaxOctets == 0 {
+		o.MaxOctets = 1 << 30
 	}
 	if o.OverLimitRetry == 0 {
 		o.OverLimitRetry = time.Minute
@@ -381,9 +387,10 @@ func (run *instance) accept(l *listener, log *slog.Logger) {
 // serve begins a session on a connection; false: there must be none.
 func (run *instance) serve(conn net.Conn, remote netip.Addr, active bool) *session {
 	var s *session
+	var refusal *notification
 	run.core.do(func(c *core) {
 		if run.ctx.Err() == nil {
-			s = c.begin(conn, remote, active)
+			s, refusal = c.begin(conn, remote, active)
 		}
 	})
 	if s != nil && s.cfg.TTLHops > 0 {
@@ -393,6 +400,10 @@ func (run *instance) serve(conn net.Conn, remote netip.Addr, active bool) *sessi
 		}
 	}
 	if s == nil {
+		if refusal != nil {
+			_ = conn.SetWriteDeadline(time.Now().Add(farewell)) // nothing is before it: it does not wait
+			_, _ = conn.Write(refusal.message())
+		}
 		_ = conn.Close()
 		return nil
 	}

@@ -205,7 +205,7 @@ func TestMaxPrefixes(t *testing.T) {
 		if got := c.events(); !strings.HasSuffix(got, "got Cease/Maximum Number of Prefixes Reached, closed") {
 			t.Errorf("it got %q", got)
 		}
-		b.dial("10.0.0.1").mustBeClosed()
+		diff(t, "held down", b.dial("10.0.0.1").events(), "got Cease/Connection Rejected, closed")
 		time.Sleep(time.Minute)
 		diff(t, "later", b.dial("10.0.0.1").events(), initial)
 	})

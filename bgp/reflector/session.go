@@ -71,6 +71,8 @@ type ended struct {
 	text string
 	// graceful: without a NOTIFICATION from either side, so RFC 4724 applies.
 	graceful bool
+	// innocent: the peer is not to blame, so nothing is damped for it.
+	innocent bool
 }
 
 // run speaks with the peer until the session ends, and tells the core.
@@ -121,9 +123,9 @@ func (s *session) verdict(err error) ended {
 	var received *received
 	switch {
 	case s.last != nil:
-		return ended{text: s.reason}
+		return ended{text: s.reason, innocent: s.last.innocent()}
 	case errors.As(err, &received):
-		return ended{text: received.Error()}
+		return ended{text: received.Error(), innocent: received.code == errCease && received.subcode == subCollision}
 	case s.reason != "":
 		return ended{text: s.reason, graceful: true}
 	}
@@ -318,7 +320,7 @@ func (s *session) read(r *bufio.Reader, buf *[]byte, hold time.Duration) (byte, 
 	if _, err := io.ReadFull(r, b); err != nil {
 		return 0, nil, s.readError(err)
 	}
-	typ, n, bad := checkHeader(b, s.neg.extended)
+	typ, n, bad := checkHeader(b, s.ours.extended)
 	if bad != nil {
 		return 0, nil, bad
 	}
@@ -406,12 +408,13 @@ func (s *session) stall() time.Duration {
 	return defaultHold
 }
 
-// jittered: RFC 4271 §10 asks for 0.75 to 1 of the interval, lest all speak at once.
+// jittered: RFC 4271 §10 asks for 0.75 to 1 of the interval, lest all speak at once; but §4.4 for no less
+// than a second.
 func (s *session) jittered() time.Duration {
 	if s.neg.keepalive == 0 {
 		return time.Hour
 	}
-	return s.neg.keepalive*3/4 + rand.N(s.neg.keepalive/4)
+	return max(time.Second, s.neg.keepalive*3/4+rand.N(s.neg.keepalive/4))
 }
 
 // writeFailed ends a session whose peer takes nothing any more. No NOTIFICATION can be sent: a message

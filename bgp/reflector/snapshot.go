@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
 )
@@ -36,6 +37,11 @@ type Session struct {
 	Problem   string
 	Stale     []bgp.Family // families with routes kept for its restart
 	Lag       uint64       // octets of the log that it has yet to take
+	// Short has how many sessions in a row were short; once that are too many, Damped is until when
+	// connections are refused (RFC 4271 §8.1.1). Refused counts those that were, for whatever reason.
+	Short   int
+	Damped  time.Time
+	Refused int64
 }
 
 // Group is an update group.
@@ -180,7 +186,11 @@ func (p *peer) public(sent map[int]*groupCount) Session {
 			Flaps: p.flaps, LastError: p.lastError, EndOfRIB: p.eor.public(),
 		},
 		Dynamic: p.dynamic, NonClient: p.cfg.NonClient, Updates: p.updates, Malformed: p.problems, Problem: p.problem,
-		Stale: p.stale.public(),
+		Stale: p.stale.public(), Short: p.damping.short, Refused: p.damping.refused,
+	}
+	if p.up == nil && p.damping.active(time.Now()) {
+		out.Damped = p.damping.until
+		out.LastError = fmt.Sprintf("%s, the last: %s", p.damping.why(), p.lastError)
 	}
 	if p.cfg.Held != "" {
 		out.LastError = p.cfg.Held

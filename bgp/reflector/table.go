@@ -14,7 +14,15 @@ type source struct {
 	nonClient bool
 	paths     [families]pathList
 	rejected  int64
+	octets    int // that its paths take, about
 }
+
+// pathOctets is what a path takes beside its attributes: dest, path, and their place in maps.
+const pathOctets = 256
+
+// weight is what a path with these attributes takes, about. Attributes that are shared are counted for
+// each: who shares them would need them alone as well.
+func (a *attrs) weight() int { return pathOctets + 2*len(a.key) }
 
 // pathList has the paths of one source, so that losing it costs what it had, not what there is.
 type pathList struct {
@@ -67,7 +75,23 @@ type table struct {
 }
 
 // pool interns attributes.
-type pool struct{ byKey map[string]*attrs }
+type pool struct {
+	byKey  map[string]*attrs
+	octets int // that all paths take, by weight
+}
+
+// use counts a path of a source that takes an attribute set, disuse one that does no more.
+func (p *pool) use(from *source, a *attrs) {
+	a.refs++
+	from.octets += a.weight()
+	p.octets += a.weight()
+}
+
+func (p *pool) disuse(from *source, a *attrs) {
+	from.octets -= a.weight()
+	p.octets -= a.weight()
+	p.release(a)
+}
 
 func (p *pool) get(key []byte) *attrs {
 	if a, ok := p.byKey[string(key)]; ok {
@@ -104,14 +128,14 @@ func (t *table) announce(pl *pool, from *source, p prefix, a *attrs) bool {
 		}
 		x.stale = false
 		if x.attrs != a {
-			a.refs++
-			pl.release(x.attrs)
+			pl.use(from, a)
+			pl.disuse(from, x.attrs)
 			x.attrs, x.fresh = a, true
 			t.touch(d)
 		}
 		return false
 	}
-	a.refs++
+	pl.use(from, a)
 	x := &d.one
 	if x.attrs != nil {
 		x = new(path)
@@ -166,7 +190,7 @@ func (t *table) remove(pl *pool, x *path) {
 	if x.told && t.gone {
 		d.gone = append(d.gone, x.from)
 	}
-	pl.release(x.attrs)
+	pl.disuse(x.from, x.attrs)
 	*x = path{} // its memory may be used again
 	t.touch(d)
 }

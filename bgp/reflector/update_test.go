@@ -45,6 +45,7 @@ func TestMalformedUpdates(t *testing.T) {
 		want string
 	}{
 		{"nothing wrong", with(), fine},
+		{"withdrawn and announced in one", rawUpdate(nlri, slices.Concat(base...), nlri), fine}, // RFC 4271 §4.3
 		// §7 of RFC 7606, attribute by attribute.
 		{"ORIGIN length", without(0, 0x40, 1, 2, 0, 0), withdraw},
 		{"ORIGIN value", without(0, 0x40, 1, 1, 3), withdraw},
@@ -136,6 +137,12 @@ func TestAttributesGoOn(t *testing.T) {
 			[]byte{0xc0, 17, 10, 2, 2, 0, 1, 0, 0, 0, 2, 0, 0}))
 		diff(t, "old", old.table(), "10.1.1.0/24 172.31.0.1 {Origin: i} {AsPath: 23456 65001 23456} {LocalPref: 100} {Originator: 10.0.0.1} "+
 			"{ClusterList: [10.255.0.1]} 65536 65001 131072 {Flags: PARTIAL|TRANSITIVE|OPTIONAL, Type: BGPAttrType(99), Value: [1 2]}")
+		old.say(badUpdate([]byte{24, 10, 1, 3}, originAttr, []byte{0x40, 2, 4, 2, 1, 0xfd, 0xe9}, hopAttr, prefAttr,
+			[]byte{0xc0, 17, 3, 2, 9, 0})) // RFC 6793 §6: a malformed AS4_PATH is discarded
+		if got := young.prefixes(); got != "10.1.2.0/24 10.1.3.0/24" {
+			t.Errorf("with a malformed AS4_PATH: %s", got)
+		}
+		old.say(withdraw4("10.1.3.0/24"))
 		diff(t, "young", young.table(), "10.1.2.0/24 172.31.0.1 {Origin: i} {AsPath: 65001 65536 131072} {LocalPref: 100} {Originator: 10.0.0.2} {ClusterList: [10.255.0.1]}")
 	})
 }
@@ -199,6 +206,9 @@ func TestExtendedMessages(t *testing.T) {
 		if got := len(wide.table()); got < 4400 || wide.prefixes() != "10.1.0.0/26 fd00:1::/64" {
 			t.Errorf("wide has %s, %d octets", wide.prefixes(), got)
 		}
+		// Whoever was told that we take long messages may send them (§4), though it takes none.
+		short.say(announce4("192.0.2.3", "10.3.0.0/26", long))
+		diff(t, "from short", wide.prefixes(), "10.1.0.0/26 10.3.0.0/26 fd00:1::/64")
 		short.say(appendHeader(nil, msgUpdate)[:18], []byte{msgUpdate})
 		if s := b.session("10.0.0.3"); !strings.HasPrefix(s.LastError, "sent Message Header Error/Bad Message Length") {
 			t.Errorf("last error %q", s.LastError)

@@ -98,6 +98,15 @@ func (n *notification) message() []byte {
 	return finish(append(b, n.data...), 0)
 }
 
+// innocent tells whether what we send says that the peer did nothing wrong.
+func (n *notification) innocent() bool {
+	switch n.subcode {
+	case subShutdown, subDeconfigured, subConfigChange, subCollision:
+		return n.code == errCease
+	}
+	return false
+}
+
 // shutdown is a Cease with words for the peer's operator (RFC 9003).
 func shutdown(subcode uint8, words string) *notification {
 	for len(words) > 255 || !utf8.ValidString(words) {

@@ -17,6 +17,7 @@ import (
 func NewCommand() *cobra.Command {
 	var file, logLevel string
 	var check bool
+	var port uint16
 	cmd := &cobra.Command{
 		Use:   "reflector -f FILE",
 		Short: "Run a BGP route reflector by itself, without Kubernetes",
@@ -46,11 +47,12 @@ file. It is read again when it changes, and at SIGHUP; sessions that a change do
 			reload := make(chan os.Signal, 1)
 			signal.Notify(reload, syscall.SIGHUP)
 			defer signal.Stop(reload)
-			return Run(cmd.Context(), Options{File: file, Log: log, Reload: reload})
+			return Run(cmd.Context(), Options{File: file, Port: port, Log: log, Reload: reload})
 		},
 	}
 	f := cmd.Flags()
 	f.StringVarP(&file, "file", "f", "", "the configuration")
+	f.Uint16Var(&port, "port", 0, "listen on this port, whatever the file says")
 	f.BoolVar(&check, "check", false, "only say whether the file can be used")
 	f.StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	_ = cmd.MarkFlagRequired("file")

@@ -24,6 +24,7 @@ import (
 // Options are what the command line says.
 type Options struct {
 	File string
+	Port uint16 // instead of the file's; 0: the file's
 	Log  *slog.Logger
 	// Reload makes the daemon read its file at once; it looks each Poll in any case.
 	Reload <-chan os.Signal
@@ -44,7 +45,7 @@ type daemon struct {
 // Run runs until ctx ends. A file that cannot be used at the start is an error; later, the last good
 // one stays in force.
 func Run(ctx context.Context, opts Options) error {
-	settings, err := Load(opts.File)
+	settings, err := opts.load()
 	if err != nil {
 		return err
 	}
@@ -72,6 +73,17 @@ func Run(ctx context.Context, opts Options) error {
 	return d.stop(ctx)
 }
 
+func (o Options) load() (Settings, error) {
+	s, err := Load(o.File)
+	if err != nil || o.Port == 0 {
+		return s, err
+	}
+	for i, l := range s.Config.Listen {
+		s.Config.Listen[i] = netip.AddrPortFrom(l.Addr(), o.Port)
+	}
+	return s, nil
+}
+
 func (d *daemon) loop(ctx context.Context) {
 	poll := time.NewTicker(d.opts.Poll)
 	defer poll.Stop()
@@ -92,7 +104,7 @@ func (d *daemon) loop(ctx context.Context) {
 
 // reload applies the file if it, or a password that it names, says something else than before.
 func (d *daemon) reload(ctx context.Context) {
-	next, err := Load(d.opts.File)
+	next, err := d.opts.load()
 	if err != nil {
 		if err.Error() != d.failed {
 			d.log.Error("file cannot be used: the last good one stays in force", "err", err)

@@ -134,3 +134,16 @@ func TestRemembers(t *testing.T) {
 		t.Errorf("too late: %v", got)
 	}
 }
+
+func TestPort(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "reflector.yaml")
+	if err := os.WriteFile(path, []byte("asNumber: 64512\nrouterID: 192.0.2.1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for port, want := range map[uint16]string{0: "[0.0.0.0:1179 [::]:1179]", 179: "[0.0.0.0:179 [::]:179]"} {
+		s, err := Options{File: path, Port: port}.load()
+		if got := fmt.Sprint(s.Config.Listen); err != nil || got != want {
+			t.Errorf("port %d: %s, %v", port, got, err)
+		}
+	}
+}

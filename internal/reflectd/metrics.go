@@ -15,9 +15,9 @@ import (
 type Collector struct {
 	engine *reflector.Reflector
 
-	up, since, flaps, in, out, rejected, malformed, updates, lag *prometheus.Desc
-	members, messages, octets, tables, groupLag                  *prometheus.Desc
-	routes, paths, attributes                                    *prometheus.Desc
+	up, since, flaps, in, out, rejected, malformed, updates, lag, damped, refused *prometheus.Desc
+	members, messages, octets, tables, groupLag                                   *prometheus.Desc
+	routes, paths, attributes                                                     *prometheus.Desc
 }
 
 // NewCollector collects from the engine.
@@ -40,6 +40,8 @@ func NewCollector(engine *reflector.Reflector) *Collector {
 		malformed: session("malformed_updates_total", "UPDATEs that RFC 7606 made withdrawals or lost attributes of."),
 		updates:   session("updates_received_total", "UPDATEs received."),
 		lag:       session("lag_octets", "Octets of its group's log that it has yet to take."),
+		damped:    session("damped", "1 while connections are refused since sessions ended again and again."),
+		refused:   session("connections_refused_total", "Connections that were refused: damped, held down, or too many at once."),
 		members:   group("members", "Sessions of the update group."),
 		messages:  group("messages_total", "UPDATEs built, once for all members."),
 		octets:    group("octets_total", "Octets built, once for all members."),
@@ -79,6 +81,12 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		counter(c.malformed, float64(x.Malformed), who...)
 		counter(c.updates, float64(x.Updates), who...)
 		gauge(c.lag, float64(x.Lag), who...)
+		damped := 0.0
+		if !x.Damped.IsZero() {
+			damped = 1
+		}
+		gauge(c.damped, damped, who...)
+		counter(c.refused, float64(x.Refused), who...)
 	}
 	for _, g := range s.Groups {
 		id := strconv.Itoa(g.ID)

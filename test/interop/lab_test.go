@@ -143,6 +143,7 @@ func started(t *testing.T, desired bgp.Desired) *speaker.Speaker {
 // process is a speaker in a process of its own; it prints the routes it has whenever they change.
 type process struct {
 	cmd *exec.Cmd
+	in  io.WriteCloser
 	mu  sync.Mutex
 	out string
 }
@@ -165,6 +166,9 @@ func startSpeaker(t *testing.T, desired bgp.Desired, cmd *exec.Cmd) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if p.in, err = p.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -178,6 +182,14 @@ func startSpeaker(t *testing.T, desired bgp.Desired, cmd *exec.Cmd) *process {
 	}()
 	t.Cleanup(p.kill)
 	return p
+}
+
+// apply makes it something else.
+func (p *process) apply(t *testing.T, desired bgp.Desired) {
+	t.Helper()
+	if err := json.NewEncoder(p.in).Encode(desired); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (p *process) routes() string {
@@ -201,8 +213,22 @@ func runSpeaker(in string) {
 	if err := s.Apply(context.Background(), desired); err != nil {
 		panic(err)
 	}
+	go follow(s)
 	for range s.Changed() {
 		fmt.Println(routes(s))
+	}
+}
+
+// follow applies what comes on standard input.
+func follow(s *speaker.Speaker) {
+	for d := json.NewDecoder(os.Stdin); ; {
+		var desired bgp.Desired
+		if d.Decode(&desired) != nil {
+			return
+		}
+		if err := s.Apply(context.Background(), desired); err != nil {
+			panic(err)
+		}
 	}
 }
 

@@ -5,10 +5,7 @@
 package interop
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,7 +14,6 @@ import (
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
-	"github.com/heliograph-dev/heliograph/bgp/speaker"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
 )
 
@@ -42,14 +38,26 @@ func TestReflectorKilled(t *testing.T) {
 func TestReflectorClientKilled(t *testing.T) {
 	isolate(t, func(t *testing.T) { clientKilled(t, newFRRClient, newBIRDClient) })
 }
+func TestReflectorSpeakerKilled(t *testing.T) {
+	isolate(t, func(t *testing.T) { clientKilled(t, newSpeakerClient, newBIRDClient) })
+}
 func TestReflectorRefresh(t *testing.T) {
 	isolate(t, func(t *testing.T) { refreshes(t, newFRRClient, newBIRDClient) })
+}
+func TestReflectorAsks(t *testing.T) {
+	isolate(t, func(t *testing.T) { asks(t, newFRRClient, newBIRDClient, newSpeakerClient) })
 }
 func TestReflectorAddPaths(t *testing.T) {
 	isolate(t, func(t *testing.T) { addPaths(t) })
 }
 func TestReflectorMaxPrefixes(t *testing.T) {
 	isolate(t, func(t *testing.T) { maxPrefixes(t, newFRRClient, newBIRDClient) })
+}
+func TestReflectorMaxPrefixesOfBIRD(t *testing.T) {
+	isolate(t, func(t *testing.T) { maxPrefixes(t, newBIRDClient, newFRRClient) })
+}
+func TestReflectorMaxPrefixesOfSpeaker(t *testing.T) {
+	isolate(t, func(t *testing.T) { maxPrefixes(t, newSpeakerClient, newBIRDClient) })
 }
 
 // rrClient is a router that is a client of the reflector.
@@ -73,6 +81,14 @@ type place struct {
 	ns, addr string
 	addr6    string
 	password bgp.Password
+	above    string // its reflector; empty: the one at 10.9.0.1
+}
+
+func (p place) up() string {
+	if p.above != "" {
+		return p.above
+	}
+	return "10.9.0.1"
 }
 
 func (p place) v4() string { return fmt.Sprintf("10.%d.0.0/24", p.n) }
@@ -127,6 +143,14 @@ func (e *engine) start(t *testing.T, binary string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(e.kill)
+}
+
+// rewrite changes its file; it looks each second.
+func (e *engine) rewrite(t *testing.T, text string) {
+	t.Helper()
+	if err := os.WriteFile(e.conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (e *engine) kill() {
@@ -270,18 +294,44 @@ func refreshes(t *testing.T, makes ...makeClient) {
 	}
 }
 
-// addPaths: BIRD asks for all paths and gets both of a prefix that two announce; FRR does not ask.
+// asks: the reflector's file accepts nothing for a while, and then asks the clients for their routes again.
+func asks(t *testing.T, makes ...makeClient) {
+	e, clients, places := setUp(t, "", "", makes...)
+	file := rrConf
+	e.rewrite(t, file+"  accept: []\n")
+	for i, c := range clients {
+		wait(t, fmt.Sprintf("no route at client %d", i+1), func() string { return c.table(t) }, "")
+	}
+	e.rewrite(t, file)
+	allHaveAll(t, clients, places)
+	for _, p := range places {
+		if got := metric(t, fmt.Sprintf(`heliograph_reflector_session_flaps_total{address=%q,peer="clients/%s"}`, p.addr, p.addr)); got != "0" {
+			t.Errorf("client %d: %s flaps", p.n, got)
+		}
+	}
+}
+
+// addPaths: BIRD and FRR ask for all paths and get both of a prefix that two others announce.
 func addPaths(t *testing.T) {
-	_, clients, places := setUp(t, "  addPaths: true\n", "", newFRRClient, newFRRClient, newBIRDClient)
+	_, clients, places := setUp(t, "  addPaths: true\n", "", newFRRClient, newBIRDClient, newFRRClient, newBIRDClient)
 	for _, c := range clients[:2] {
 		c.announceMore(t, 1)
 	}
-	asked := clients[2].(*birdClient)
-	wait(t, "both paths", func() string {
-		out := nettest.Cmd(t, "birdc", "-s", asked.dir+"/ctl", "show", "route", "10.99.1.0/24")
-		return fmt.Sprint(strings.Count(out, places[0].addr)+strings.Count(out, places[1].addr), " ", strings.Count(out, "unicast"))
-	}, "2 2")
-	if got := sessions(t); got != "3" {
+	for i, show := range []func() string{
+		func() string {
+			return nettest.Cmd(t, "vtysh", "--vty_socket", clients[2].(*frrClient).dir, "-c", "show bgp ipv4 unicast 10.99.1.0/24")
+		},
+		func() string {
+			return nettest.Cmd(t, "birdc", "-s", clients[3].(*birdClient).dir+"/ctl", "show", "route", "all", "10.99.1.0/24")
+		},
+	} {
+		wait(t, fmt.Sprintf("both paths at client %d", i+3), func() string {
+			out := show()
+			// Each path names its next hop, and its originator, which has the same number.
+			return fmt.Sprint(strings.Contains(out, places[0].addr), strings.Contains(out, places[1].addr))
+		}, "true true")
+	}
+	if got := sessions(t); got != "4" {
 		t.Errorf("%s sessions", got)
 	}
 }
@@ -326,7 +376,10 @@ func sessions(t *testing.T) string {
 // inNS starts a daemon at a client's place.
 func inNS(t *testing.T, ns string, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command("nsenter", append([]string{"--net=/run/netns/" + ns}, args...)...)
+	if ns != "" { // else here
+		args = append([]string{"nsenter", "--net=/run/netns/" + ns}, args...)
+	}
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%v: %v", args, err)
@@ -366,33 +419,33 @@ func (c *frrClient) start(t *testing.T) {
 	own(t, c.dir, "/run/frr")
 	secret := ""
 	if c.password != "" {
-		secret = "neighbor 10.9.0.1 password " + string(c.password)
+		secret = "neighbor " + c.up() + " password " + string(c.password)
 	}
 	c.conf = write(t, c.dir, "frr.conf", fmt.Sprintf(`frr defaults traditional
-log file %s/log
+log file %[1]s/log
 router bgp 64512
- bgp router-id %s
+ bgp router-id %[2]s
  no bgp network import-check
  no bgp default ipv4-unicast
  bgp graceful-restart
  bgp graceful-restart preserve-fw-state
  bgp graceful-restart select-defer-time 5
- neighbor 10.9.0.1 remote-as 64512
- neighbor 10.9.0.1 timers 3 9
- neighbor 10.9.0.1 timers connect 1
- %s
+ neighbor %[7]s remote-as 64512
+ neighbor %[7]s timers 3 9
+ neighbor %[7]s timers connect 1
+ %[3]s
  address-family ipv4 unicast
-  network %s
-  neighbor 10.9.0.1 activate
+  network %[4]s
+  neighbor %[7]s activate
  exit-address-family
  address-family ipv6 unicast
-  network %s
-  neighbor 10.9.0.1 activate
-  neighbor 10.9.0.1 route-map six out
+  network %[5]s
+  neighbor %[7]s activate
+  neighbor %[7]s route-map six out
  exit-address-family
 route-map six permit 10
- set ipv6 next-hop global %s
-`, c.dir, c.addr, secret, c.v4(), c.v6(), c.addr6))
+ set ipv6 next-hop global %[6]s
+`, c.dir, c.addr, secret, c.v4(), c.v6(), c.addr6, c.up()))
 	write(t, c.dir, "vtysh.conf", "")
 	own(t, c.dir)
 	inNS(t, c.ns, "/usr/lib/frr/zebra", "-f", c.conf, "-i", c.dir+"/zebra.pid", "-z", c.dir+"/zserv.api", "--vty_socket", c.dir, "-K", "60")
@@ -417,7 +470,7 @@ func (c *frrClient) vtysh(t *testing.T, commands ...string) {
 }
 
 func (c *frrClient) refresh(t *testing.T) {
-	c.vtysh(t, "clear bgp ipv4 unicast 10.9.0.1 soft in", "clear bgp ipv6 unicast 10.9.0.1 soft in")
+	c.vtysh(t, "clear bgp ipv4 unicast "+c.up()+" soft in", "clear bgp ipv6 unicast "+c.up()+" soft in")
 }
 
 func (c *frrClient) announceMore(t *testing.T, n int) {
@@ -427,7 +480,7 @@ func (c *frrClient) announceMore(t *testing.T, n int) {
 }
 
 func (c *frrClient) debug(*testing.T) string {
-	out, _ := exec.Command("vtysh", "--vty_socket", c.dir, "-c", "show bgp neighbors 10.9.0.1", "-c", "show bgp ipv4", "-c", "show bgp ipv6").CombinedOutput()
+	out, _ := exec.Command("vtysh", "--vty_socket", c.dir, "-c", "show bgp neighbors "+c.up(), "-c", "show bgp ipv4", "-c", "show bgp ipv6").CombinedOutput()
 	log, _ := os.ReadFile(c.dir + "/log")
 	return string(out) + string(log)
 }
@@ -467,7 +520,7 @@ protocol static static4 { ipv4; route %s blackhole; %s }
 protocol static static6 { ipv6; route %s blackhole; }
 protocol bgp up {
   local %s as 64512;
-  neighbor 10.9.0.1 as 64512;
+  neighbor %s as 64512;
   %s
   hold time 9;
   connect delay time 1;
@@ -478,7 +531,7 @@ protocol bgp up {
   ipv4 { import all; export where source = RTS_STATIC; next hop self; add paths rx; };
   ipv6 { import all; export where source = RTS_STATIC; next hop address %s; add paths rx; };
 }
-`, c.addr, c.v4(), extra, c.v6(), c.addr, secret, c.addr6))
+`, c.addr, c.v4(), extra, c.v6(), c.addr, c.up(), secret, c.addr6))
 }
 
 func (c *birdClient) run(t *testing.T, args ...string) {
@@ -502,57 +555,3 @@ func (c *birdClient) debug(*testing.T) string {
 	more, _ := exec.Command("birdc", "-s", c.dir+"/ctl", "show", "route", "all").CombinedOutput()
 	return string(out) + string(more)
 }
-
-// speakerClient is the node's speaker, which is GoBGP. It runs at the reflector's place, since a
-// namespace is a thread's: at an address of its own.
-type speakerClient struct {
-	place
-	s *speaker.Speaker
-}
-
-func newSpeakerClient(p place) rrClient { return &speakerClient{place: p} }
-
-func (c *speakerClient) start(t *testing.T) {
-	c.addr, c.addr6 = fmt.Sprintf("10.9.0.%d", 10+c.n), fmt.Sprintf("fd00:9::%d", 10+c.n)
-	nettest.Cmd(t, "ip", "link", "delete", "v"+c.ns)
-	nettest.Cmd(t, "ip", "address", "add", c.addr+"/24", "dev", "br0")
-	nettest.Cmd(t, "ip", "address", "add", c.addr6+"/64", "dev", "br0", "nodad")
-	c.s = speaker.New(speaker.Options{ListenAddresses: []netip.Addr{netip.MustParseAddr(c.addr)}}, slog.New(slog.NewTextHandler(t.Output(), nil)))
-	desired := bgp.Desired{
-		Global: bgp.Global{ASN: 64512, RouterID: netip.MustParseAddr(c.addr), Port: 1790},
-		Origins: []bgp.Origin{
-			{Prefix: netip.MustParsePrefix(c.v4()), NextHop: netip.MustParseAddr(c.addr)},
-			{Prefix: netip.MustParsePrefix(c.v6()), NextHop: netip.MustParseAddr(c.addr6)},
-		},
-		Peers: []bgp.Peer{{
-			Name: "node/reflector", Kind: bgp.PeerNode, Address: netip.MustParseAddr("10.9.0.1"), Port: 179, LocalAddress: netip.MustParseAddr(c.addr),
-			ASN: 64512, Password: c.password, Families: []bgp.Family{bgp.IPv4, bgp.IPv6},
-			Timers:          bgp.Timers{Hold: 9 * time.Second, Keepalive: 3 * time.Second, ConnectRetry: 2 * time.Second},
-			GracefulRestart: bgp.GracefulRestart{Enabled: true, RestartTime: 60 * time.Second},
-			Accept:          []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/16")},
-		}},
-	}
-	if err := c.s.Apply(t.Context(), desired); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.kill(t) })
-}
-
-func (c *speakerClient) table(*testing.T) string {
-	var v4, v6 []string
-	for _, p := range c.s.Snapshot().Paths {
-		r := fmt.Sprintf("%s>%s", p.Prefix, p.NextHop)
-		if p.Prefix.Addr().Is4() {
-			v4 = append(v4, r)
-		} else {
-			v6 = append(v6, r)
-		}
-	}
-	return strings.Join(append(v4, v6...), " ")
-}
-
-func (c *speakerClient) kill(*testing.T)              { _ = c.s.Stop(context.Background(), true) }
-func (c *speakerClient) resume(*testing.T)            {}
-func (c *speakerClient) refresh(*testing.T)           {}
-func (c *speakerClient) announceMore(*testing.T, int) {}
-func (c *speakerClient) debug(*testing.T) string      { return fmt.Sprintf("%+v", c.s.Snapshot()) }

@@ -41,7 +41,15 @@ func (s space) nlri(b []byte, i int) []byte {
 	return append(append(b, byte(s.bits4)), ip[:(s.bits4+7)/8]...)
 }
 
-// index is nlri's inverse; b begins with the length.
+// has tells whether a prefix can be one of the run's: others come from clients that do not belong to it.
+func (s space) has(b []byte, v6 bool) bool {
+	if v6 {
+		return !s.v4 && b[0] == 64 && b[1] == 0xfd && b[2] == 0
+	}
+	return int(b[0]) == s.bits4 && b[1] >= 10
+}
+
+// index is nlri's inverse; b begins with the length, and has says that it is the run's.
 func (s space) index(b []byte, v6 bool) int {
 	if v6 {
 		return int(binary.BigEndian.Uint32(b[5:]))
@@ -59,6 +67,7 @@ func (s space) index(b []byte, v6 bool) int {
 type client struct {
 	id    int
 	conn  net.Conn
+	hold  int // s; 0: the usual
 	space space
 	first int // its own prefixes are [first, first+own)
 	own   int
@@ -67,9 +76,10 @@ type client struct {
 	got   int
 	all   *latch // told when it has all that it wants
 
-	watch atomic.Pointer[watch]
-	up    chan struct{}
-	ended chan error
+	watch  atomic.Pointer[watch]
+	up     chan struct{}
+	ended  chan error
+	broken atomic.Int64 // UPDATEs that cannot be read
 }
 
 // watch waits for one prefix to come or to go.
@@ -121,7 +131,11 @@ func (c *client) open() []byte {
 	if c.space.v4 {
 		caps = append(caps[:6], caps[12:]...)
 	}
-	b := []byte{4, asn >> 8, asn & 0xff, 0, hold, 10, 255, byte(c.id >> 8), byte(c.id), byte(len(caps) + 2), 2, byte(len(caps))}
+	h := c.hold
+	if h == 0 {
+		h = hold
+	}
+	b := []byte{4, asn >> 8, asn & 0xff, 0, byte(h), 10, 255, byte(c.id >> 8), byte(c.id), byte(len(caps) + 2), 2, byte(len(caps))}
 	return message(1, append(b, caps...))
 }
 
@@ -188,25 +202,39 @@ func (c *client) withdraw(i int) []byte {
 // dial connects from an address of the client's own and waits until the session is up. Some reflectors
 // listen before they know their clients, so a refusal is no error at first.
 func (c *client) dial(to string) error {
-	d := net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(c.id/250), byte(1+c.id%250))}}
 	var err error
 	for range 100 {
-		if c.conn, err = d.Dial("tcp4", to); err == nil {
-			c.up, c.ended = make(chan struct{}), make(chan error, 1)
-			go func() { c.ended <- c.read() }()
-			_, _ = c.conn.Write(c.open())
-			select {
-			case <-c.up:
-				return nil
-			case err = <-c.ended:
-			case <-time.After(20 * time.Second):
-				err = errors.New("no session")
-			}
-			_ = c.conn.Close()
+		if err = c.connect(to, 20*time.Second); err == nil {
+			return nil
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	return fmt.Errorf("client %d: %w", c.id, err)
+}
+
+func (c *client) dialer() net.Dialer {
+	return net.Dialer{Timeout: 5 * time.Second, LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1, byte(c.id/250), byte(1+c.id%250))}}
+}
+
+// connect tries once.
+func (c *client) connect(to string, patience time.Duration) error {
+	d := c.dialer()
+	var err error
+	if c.conn, err = d.Dial("tcp4", to); err != nil {
+		return err
+	}
+	c.up, c.ended = make(chan struct{}), make(chan error, 1)
+	go func() { c.ended <- c.read() }()
+	_, _ = c.conn.Write(c.open())
+	select {
+	case <-c.up:
+		return nil
+	case err = <-c.ended:
+	case <-time.After(patience):
+		err = errors.New("no session")
+	}
+	_ = c.conn.Close()
+	return err
 }
 
 func (c *client) read() error {
@@ -237,31 +265,72 @@ func (c *client) read() error {
 	}
 }
 
+// update takes an UPDATE in. One that cannot be read counts, and is left there.
 func (c *client) update(b []byte) {
-	wl := int(binary.BigEndian.Uint16(b))
-	c.prefixes(b[2:2+wl], false, false)
-	al := int(binary.BigEndian.Uint16(b[2+wl:]))
-	for at := b[4+wl : 4+wl+al]; len(at) > 2; {
-		n, head := int(at[2]), 3
-		if at[0]&0x10 != 0 {
-			n, head = int(binary.BigEndian.Uint16(at[2:])), 4
-		}
-		v := at[head : head+n]
-		switch at[1] {
-		case 14:
-			c.prefixes(v[5+int(v[3]):], v[1] == 2, true)
-		case 15:
-			c.prefixes(v[3:], v[1] == 2, false)
-		}
-		at = at[head+n:]
+	withdrawn, b, ok := section(b)
+	attrs, nlri, fine := section(b)
+	if !ok || !fine {
+		c.broken.Add(1)
+		return
 	}
-	c.prefixes(b[4+wl+al:], false, true)
+	c.prefixes(withdrawn, false, false)
+	for len(attrs) > 0 {
+		var typ byte
+		var v []byte
+		if typ, v, attrs, ok = attribute(attrs); !ok {
+			c.broken.Add(1)
+			return
+		}
+		switch {
+		case typ == 14 && len(v) > 3 && len(v) >= 5+int(v[3]):
+			c.prefixes(v[5+int(v[3]):], v[1] == 2, true)
+		case typ == 15 && len(v) >= 3:
+			c.prefixes(v[3:], v[1] == 2, false)
+		case typ == 14 || typ == 15:
+			c.broken.Add(1)
+		}
+	}
+	c.prefixes(nlri, false, true)
+}
+
+// section splits off what begins with its length in two octets.
+func section(b []byte) (in, rest []byte, ok bool) {
+	if len(b) < 2 || len(b) < 2+int(binary.BigEndian.Uint16(b)) {
+		return nil, nil, false
+	}
+	n := 2 + int(binary.BigEndian.Uint16(b))
+	return b[2:n], b[n:], true
+}
+
+// attribute splits off a path attribute.
+func attribute(b []byte) (typ byte, value, rest []byte, ok bool) {
+	head := 3
+	if len(b) > 0 && b[0]&0x10 != 0 {
+		head = 4
+	}
+	if len(b) < head {
+		return 0, nil, nil, false
+	}
+	n := int(b[2])
+	if head == 4 {
+		n = int(binary.BigEndian.Uint16(b[2:]))
+	}
+	if len(b) < head+n {
+		return 0, nil, nil, false
+	}
+	return b[1], b[head : head+n], b[head+n:], true
 }
 
 func (c *client) prefixes(b []byte, v6, come bool) {
 	for len(b) > 0 {
 		n := 1 + (int(b[0])+7)/8
-		c.note(c.space.index(b, v6), come)
+		if n > len(b) {
+			c.broken.Add(1)
+			return
+		}
+		if c.space.has(b, v6) {
+			c.note(c.space.index(b, v6), come)
+		}
 		b = b[n:]
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/test/bench/table"
@@ -51,11 +50,7 @@ func Measure(ctx context.Context, o Options) ([]table.Table, error) {
 	if err := os.Chmod(dir, 0o777); err != nil {
 		return nil, err
 	}
-	lim := syscall.Rlimit{}
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &lim); err == nil {
-		lim.Cur = lim.Max
-		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &lim)
-	}
+	raiseFileLimit()
 	if slices.Contains(o.Sizes, 200) {
 		if out, err := exec.CommandContext(ctx, "go", "build", "-o", filepath.Join(dir, "gobgprr"), "./cmd/gobgprr").CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("build GoBGP: %w\n%s", err, out)
@@ -222,28 +217,34 @@ func (s scenario) changes() ([]time.Duration, error) {
 		c := s.clients[round%len(s.clients)]
 		i := c.first + round%2
 		for _, come := range []bool{false, true} {
-			w := &watch{prefix: i, come: come, seen: newLatch(len(s.clients) - 1)}
-			for _, other := range s.clients {
-				if other != c {
-					other.watch.Store(w)
-				}
-			}
-			m := c.withdraw(i)
-			if come {
-				m = c.announce(i, i+1, 1)
-			}
-			begin := time.Now()
-			if _, err := c.conn.Write(m); err != nil {
-				return nil, err
-			}
-			end, err := w.seen.wait(30 * time.Second)
+			d, err := s.changeOne(c, i, come)
 			if err != nil {
 				return nil, fmt.Errorf("change %d: %w", round, err)
 			}
-			out = append(out, end.Sub(begin))
+			out = append(out, d)
 		}
 	}
 	return out, nil
+}
+
+// changeOne lets one route of a client come or go, and waits until all others have seen it.
+func (s scenario) changeOne(c *client, i int, come bool) (time.Duration, error) {
+	w := &watch{prefix: i, come: come, seen: newLatch(len(s.clients) - 1)}
+	for _, other := range s.clients {
+		if other != c {
+			other.watch.Store(w)
+		}
+	}
+	m := c.withdraw(i)
+	if come {
+		m = c.announce(i, i+1, 1)
+	}
+	begin := time.Now()
+	if _, err := c.conn.Write(m); err != nil {
+		return 0, err
+	}
+	end, err := w.seen.wait(30 * time.Second)
+	return end.Sub(begin), err
 }
 
 func quantile(d []time.Duration, q float64) time.Duration {

@@ -86,8 +86,9 @@ type process struct {
 }
 
 // start runs a target until it listens.
-func start(name, dir string) (*process, error) {
-	t := targets()[name]
+func start(name, dir string) (*process, error) { return targets()[name].start(name, dir) }
+
+func (t target) start(name, dir string) (*process, error) {
 	if t.file != "" {
 		if err := os.WriteFile(filepath.Join(dir, t.file), []byte(t.conf), 0o644); err != nil {
 			return nil, err
@@ -148,11 +149,14 @@ func (p *process) cpu() time.Duration {
 	return sum
 }
 
-// peak is the most memory that was ever resident, in KiB.
-func (p *process) peak() int {
+// peak is the most memory that was ever resident, in KiB; resident is what is now.
+func (p *process) peak() int     { return p.status("VmHWM:") }
+func (p *process) resident() int { return p.status("VmRSS:") }
+
+func (p *process) status(field string) int {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmHWM:" {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == field {
 			kb, _ := strconv.Atoi(f[1])
 			return kb
 		}

@@ -3,7 +3,7 @@
 // Command bench measures heliograph beside its limits and its peers, and writes Markdown tables of
 // ratios with both sides' figures:
 //
-//	bench [-o FILE] [-cpuprofile FILE] [-sizes N,...] [-rounds N] NAME...
+//	bench [-o FILE] [-cpuprofile FILE] [-sizes N,...] [-rounds N] [-duration D] NAME...
 //
 // It runs in namespaces of its own, but for pods, which is alone and needs the lab to be up. It exits with 1 if a target is missed.
 package main
@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/heliograph-dev/heliograph/test/bench/cni"
 	"github.com/heliograph-dev/heliograph/test/bench/paths"
@@ -40,6 +41,7 @@ func run() error {
 	out := flag.String("o", "", "write the tables to this `file` too")
 	sizes := flag.String("sizes", "200,500,1000,2000", "how many clients reflectors have")
 	rounds := flag.Int("rounds", 3, "how often reflectors are measured")
+	duration := flag.Duration("duration", 10*time.Minute, "how long reflector-hostile attacks")
 	profile := flag.String("cpuprofile", "", "write a CPU profile to this `file`, for go tool pprof")
 	flag.Parse()
 	names := flag.Args()
@@ -66,7 +68,7 @@ func run() error {
 	var doc bytes.Buffer
 	missed := 0
 	for _, name := range names {
-		tables, err := measure(context.Background(), name, *sizes, *rounds)
+		tables, err := measure(context.Background(), name, *sizes, *rounds, *duration)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
@@ -89,7 +91,7 @@ func run() error {
 	return nil
 }
 
-func measure(ctx context.Context, name, sizes string, rounds int) ([]table.Table, error) {
+func measure(ctx context.Context, name, sizes string, rounds int, duration time.Duration) ([]table.Table, error) {
 	switch name {
 	case "cni":
 		return cni.Measure(ctx)
@@ -107,10 +109,12 @@ func measure(ctx context.Context, name, sizes string, rounds int) ([]table.Table
 			o.Sizes = append(o.Sizes, size)
 		}
 		return reflector.Measure(ctx, o)
+	case "reflector-hostile":
+		return reflector.MeasureHostile(ctx, reflector.HostileOptions{Binary: "../../bin/heliograph-reflector", Clients: 198, Duration: duration})
 	case "routes":
 		return routes.Measure(ctx)
 	case "throughput":
 		return throughput.Measure(ctx)
 	}
-	return nil, fmt.Errorf("no such benchmark (there are: cni, paths, pods, reflector, routes, throughput)")
+	return nil, fmt.Errorf("no such benchmark (there are: cni, paths, pods, reflector, reflector-hostile, routes, throughput)")
 }
