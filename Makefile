@@ -124,6 +124,11 @@ test-interop: bin/heliograph-reflector ## The speaker and the reflector against 
 test-e2e: image bin/lab ## The smoke end-to-end tests in the lab; starts it if it is down, and then stops it again
 	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/e2e test -count=1 -v -timeout 45m .
 
+.PHONY: test-six
+test-six: image bin/lab ## Route reflection in a lab of 6 nodes, where reflectors can be unplugged and deleted as well; it leaves no lab
+	HELIOGRAPH_NO_SKIP=1 $(GO) -C test/e2e test -count=1 -v -timeout 20m -run '^TestReflection$$' . -nodes 6
+	$(BIN)/lab down
+
 .PHONY: conformance
 conformance: deps test-interop ## What others made, on the other end: BGP with FRR and BIRD, CNI 1.1 through libcni
 	HELIOGRAPH_NO_SKIP=1 $(GO) test -count=1 ./cni/... ./felix/localapi ./felix/workload

@@ -8,6 +8,7 @@ package bgp
 import (
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -61,6 +62,8 @@ const (
 	PeerNode PeerKind = iota + 1
 	// PeerFabric is a router outside of the cluster, from a BGPPeer.
 	PeerFabric
+	// PeerReflector is the route reflector on a node: it passes on what others say (RFC 4456).
+	PeerReflector
 )
 
 // GracefulRestart is RFC 4724 as one session uses it.
@@ -86,7 +89,7 @@ type BFD struct {
 
 // Peer is one session that the speaker should have. Its Address is its identity.
 type Peer struct {
-	Name            string // "node/NAME" or "peer/NAME": for logs, status and metrics
+	Name            string // "node/NAME", "peer/NAME" or "reflector/NAME": for logs, status and metrics
 	Kind            PeerKind
 	Address         netip.Addr
 	Port            uint16
@@ -111,11 +114,46 @@ type Origin struct {
 	NextHop netip.Addr
 }
 
+// Neighbour tells peers apart: a node's speaker and its reflector have the same address.
+type Neighbour struct {
+	Kind    PeerKind
+	Address netip.Addr
+}
+
+// Neighbour returns who the peer is.
+func (p Peer) Neighbour() Neighbour { return Neighbour{p.Kind, p.Address} }
+
+// Neighbour returns whose session it is.
+func (s Session) Neighbour() Neighbour { return Neighbour{s.Kind, s.Address} }
+
+// Neighbour returns who sent the path.
+func (p Path) Neighbour() Neighbour { return Neighbour{p.Kind, p.Peer} }
+
+// Converged says whether the peer has told all it has: the End-of-RIB of every family has come (RFC 4724
+// §2). One that does not send it has had time if the session is up for long.
+func (s Session) Converged(families []Family, now time.Time) bool {
+	if s.State != StateEstablished {
+		return false
+	}
+	if now.Sub(s.Since) > convergence {
+		return true
+	}
+	for _, f := range families {
+		if !slices.Contains(s.EndOfRIB, f) {
+			return false
+		}
+	}
+	return true
+}
+
+// convergence is how long a peer without End-of-RIB may take.
+const convergence = 5 * time.Second
+
 // Global is what all sessions share.
 type Global struct {
 	ASN      uint32
 	RouterID netip.Addr // IPv4 (RFC 6286)
-	Port     uint16     // listen port
+	Port     uint16     // listen port; 0: nobody can connect
 	// Restarting says that this process takes over from one that forwarded until just now (RFC
 	// 4724 §4.1): peers are asked to keep the old routes. It is wrong on a cold start.
 	Restarting bool
@@ -126,6 +164,44 @@ type Desired struct {
 	Global  Global
 	Peers   []Peer   // sorted by Address
 	Origins []Origin // sorted by Prefix
+	// Reflection is not the speaker's: it is for whoever runs reflectors beside it.
+	Reflection Reflection
+}
+
+// Reflection is a node's part in route reflection (RFC 4456). The sessions with reflectors are those of a
+// second speaker: a node that reflects has a speaker at the same address, and while the one takes over
+// from the other there are sessions with both. The zero Reflection is none.
+type Reflection struct {
+	Reflectors []Peer    // that this node is a client of; sorted by Address
+	Reflector  Reflector // that this node is
+}
+
+// Reflector is a route reflector. The zero Reflector is none.
+type Reflector struct {
+	ASN             uint32
+	RouterID        netip.Addr // IPv4; not that of the node's speaker
+	ClusterID       netip.Addr // IPv4
+	Listen          []netip.AddrPort
+	GracefulRestart GracefulRestart
+	Peers           []ReflectorPeer // sorted by Name
+}
+
+// ReflectorPeer is one session that a reflector should have. Its Address and RouterID are its identity.
+type ReflectorPeer struct {
+	Name   string   // "client/NODE", "reflector/NODE" or "peer/NAME"
+	Kind   PeerKind // PeerNode, PeerReflector or PeerFabric
+	Client bool     // it is told of all routes; otherwise of those of clients (RFC 4456 §6)
+	// Address of the other side, and the BGP Identifier that it must have; invalid: any.
+	Address, RouterID netip.Addr
+	// Port to connect to, from LocalAddress. 0: the other side connects.
+	Port         uint16
+	LocalAddress netip.Addr
+	Password     Password
+	Held         string // not empty: the session must not start, and why
+	Timers       Timers
+	Families     []Family
+	Accept       []netip.Prefix // a received route is accepted if one of these contains it; sorted. Empty: nothing is
+	MaxPrefixes  uint32         // of a family, accepted. 0: no limit
 }
 
 // SessionState is a state of RFC 4271 §8.2.2, by its usual name.
@@ -181,7 +257,11 @@ type Path struct {
 	Kind    PeerKind
 	// ASPathLen is the length of the AS_PATH as the decision process counts it (RFC 4271 §9.1.2.2).
 	ASPathLen int
-	Stale     bool // kept for a restarting peer (RFC 4724 §4.2)
+	// Originator is the router ID of who brought a reflected route in, and Clusters the reflectors that
+	// passed it on, the last one first, with spaces between (RFC 4456 §8). Empty without reflection.
+	Originator netip.Addr
+	Clusters   string
+	Stale      bool // kept for a restarting peer (RFC 4724 §4.2)
 }
 
 // Snapshot is what the speaker is and knows. It is immutable.

@@ -29,7 +29,8 @@ import (
 // peerPrefix begins the name of a session with a BGPPeer in a NodeStatus.
 const peerPrefix = "peer/"
 
-// trimNode keeps the labels, the taints, whether the node is ready, and what is said of its network.
+// trimNode keeps the labels, the taints, the addresses, whether the node is ready and schedulable, and what
+// is said of its network.
 func trimNode(obj any) (any, error) {
 	n, ok := obj.(*corev1.Node)
 	if !ok {
@@ -39,12 +40,12 @@ func trimNode(obj any) (any, error) {
 		return c.Type != corev1.NodeReady && c.Type != corev1.NodeNetworkUnavailable
 	})
 	n.ManagedFields, n.Annotations = nil, nil
-	n.Spec = corev1.NodeSpec{Taints: n.Spec.Taints}
-	n.Status = corev1.NodeStatus{Conditions: conditions}
+	n.Spec = corev1.NodeSpec{Taints: n.Spec.Taints, Unschedulable: n.Spec.Unschedulable}
+	n.Status = corev1.NodeStatus{Conditions: conditions, Addresses: n.Status.Addresses}
 	return n, nil
 }
 
-// trimNodeStatus keeps the blocks and the sessions with BGPPeers.
+// trimNodeStatus keeps the blocks, the sessions with BGPPeers, and a reflector's with others.
 func trimNodeStatus(obj any) (any, error) {
 	s, ok := obj.(*v1alpha1.NodeStatus)
 	if !ok {
@@ -52,12 +53,19 @@ func trimNodeStatus(obj any) (any, error) {
 	}
 	s.ManagedFields = nil
 	s.Status = v1alpha1.NodeStatusStatus{
-		Blocks:        s.Status.Blocks,
-		PodNetworkIPs: s.Status.PodNetworkIPs,
-		Conditions:    s.Status.Conditions,
+		Blocks:         s.Status.Blocks,
+		PodNetworkIPs:  s.Status.PodNetworkIPs,
+		Conditions:     s.Status.Conditions,
+		NodesConverged: s.Status.NodesConverged,
+		Reflector:      s.Status.Reflector,
 		Sessions: slices.DeleteFunc(s.Status.Sessions, func(b v1alpha1.BGPSessionStatus) bool {
 			return !strings.HasPrefix(b.Name, peerPrefix)
 		}),
+	}
+	if r := s.Status.Reflector; r != nil {
+		r.Sessions = slices.DeleteFunc(r.Sessions, func(b v1alpha1.BGPSessionStatus) bool {
+			return !strings.HasPrefix(b.Name, peerPrefix) && !strings.HasPrefix(b.Name, reflectorPrefix)
+		})
 	}
 	return s, nil
 }
@@ -165,6 +173,9 @@ func sessionsPart(obj any) any {
 		return nil
 	}
 	sessions := slices.Clone(s.Status.Sessions)
+	if r := s.Status.Reflector; r != nil {
+		sessions = append(sessions, r.Sessions...)
+	}
 	for i := range sessions {
 		sessions[i].PrefixesIn, sessions[i].PrefixesOut, sessions[i].Rejected, sessions[i].Flaps = 0, 0, 0, 0
 	}

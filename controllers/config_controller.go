@@ -24,7 +24,7 @@ import (
 // all of its nodes say so within a few seconds.
 const statusDelay = 500 * time.Millisecond
 
-// ConfigReconciler writes the status of BGPPeers, BGPConfigurations and FelixConfigurations.
+// ConfigReconciler writes the status of BGPPeers and FelixConfigurations.
 type ConfigReconciler struct {
 	Client client.Client
 	// Namespace of the Secrets that passwords refer to.
@@ -38,7 +38,6 @@ func (r *ConfigReconciler) SetupWithManager(mgr manager.Manager) error {
 	poke := pokeAfter(statusDelay)
 	err := builder.ControllerManagedBy(mgr).Named("config").WithOptions(retries()).
 		Watches(&v1alpha1.BGPPeer{}, poke, builder.WithPredicates(changed(specPart))).
-		Watches(&v1alpha1.BGPConfiguration{}, poke, builder.WithPredicates(changed(specPart))).
 		Watches(&v1alpha1.FelixConfiguration{}, poke, builder.WithPredicates(changed(specPart))).
 		Watches(&v1alpha1.NodeStatus{}, poke, builder.WithPredicates(changed(sessionsPart))).
 		Watches(&corev1.Node{}, poke, builder.WithPredicates(changed(nodePart))).
@@ -53,11 +52,10 @@ func (r *ConfigReconciler) SetupWithManager(mgr manager.Manager) error {
 // Reconcile computes the status of all configuration and writes what differs.
 func (r *ConfigReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (reconcile.Result, error) {
 	var peers v1alpha1.BGPPeerList
-	var bgps v1alpha1.BGPConfigurationList
 	var felixes v1alpha1.FelixConfigurationList
 	var nodes corev1.NodeList
 	var statuses v1alpha1.NodeStatusList
-	for _, list := range []client.ObjectList{&peers, &bgps, &felixes, &nodes, &statuses} {
+	for _, list := range []client.ObjectList{&peers, &felixes, &nodes, &statuses} {
 		if err := r.Client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return reconcile.Result{}, fmt.Errorf("list %T: %w", list, err)
 		}
@@ -71,9 +69,6 @@ func (r *ConfigReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (
 	for i := range peers.Items {
 		errs = append(errs, r.writePeer(ctx, v, &peers.Items[i]))
 	}
-	for i := range bgps.Items {
-		errs = append(errs, r.writeBGP(ctx, v, &bgps.Items[i]))
-	}
 	for i := range felixes.Items {
 		errs = append(errs, r.writeFelix(ctx, v, &felixes.Items[i]))
 	}
@@ -85,17 +80,6 @@ func (r *ConfigReconciler) writePeer(ctx context.Context, v *view, cached *v1alp
 	var c condition
 	obj.Status, c = v.peerStatus(cached)
 	obj.Status.Conditions = cached.DeepCopy().Status.Conditions
-	transition := setReady(&obj.Status.Conditions, obj.Generation, c)
-	if equality.Semantic.DeepEqual(obj.Status, cached.Status) {
-		return nil
-	}
-	return r.write(ctx, obj, cached, c, transition)
-}
-
-func (r *ConfigReconciler) writeBGP(ctx context.Context, v *view, cached *v1alpha1.BGPConfiguration) error {
-	obj := cached.DeepCopy()
-	c := v.bgpCondition(cached)
-	obj.Status.ObservedGeneration = obj.Generation
 	transition := setReady(&obj.Status.Conditions, obj.Generation, c)
 	if equality.Semantic.DeepEqual(obj.Status, cached.Status) {
 		return nil

@@ -6,7 +6,8 @@
 // together lead to one look.
 //
 //   - IPBlockReconciler gives blocks to nodes, takes them back, and writes the status of IPPools.
-//   - ConfigReconciler writes the status of BGPPeers, BGPConfigurations and FelixConfigurations.
+//   - BGPConfigurationReconciler chooses the route reflectors.
+//   - ConfigReconciler writes the status of BGPPeers and FelixConfigurations.
 //   - NodeReconciler keeps pods from new nodes until their network is proven.
 //   - ProbeKeyReconciler makes the key of the agents' probes.
 //
@@ -123,6 +124,13 @@ func setup(mgr manager.Manager, o Options) error {
 		Events: mgr.GetEventRecorder("heliograph-controller"), metrics: m,
 	}
 	if err := blocks.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	reflection := &BGPConfigurationReconciler{
+		Client: mgr.GetClient(), Namespace: o.Namespace, Log: o.Log.With("controller", "bgpconfiguration"),
+		Events: mgr.GetEventRecorder("heliograph-controller"), metrics: m,
+	}
+	if err := reflection.SetupWithManager(mgr); err != nil {
 		return err
 	}
 	configs := &ConfigReconciler{

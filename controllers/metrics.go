@@ -5,6 +5,7 @@ package controllers
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/controllers/plan"
 )
 
@@ -13,6 +14,8 @@ type controllerMetrics struct {
 	blocks, capacity, inUse *prometheus.GaugeVec
 	problems                *prometheus.GaugeVec
 	writes                  *prometheus.CounterVec
+	reflectors              *prometheus.GaugeVec
+	mesh                    prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer, version string) *controllerMetrics {
@@ -30,11 +33,17 @@ func newMetrics(r prometheus.Registerer, version string) *controllerMetrics {
 			Name: "heliograph_ipblock_writes_total", Help: "Writes of IPBlocks, by operation: create, release, delete.",
 		}, []string{"operation"}),
 	}
+	m.reflectors = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "heliograph_reflectors", Help: "Route reflectors, by state: Joining, Active, Leaving.",
+	}, []string{"state"})
+	m.mesh = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "heliograph_bgp_mesh", Help: "1 while every node peers with every other node.",
+	})
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "heliograph_build_info", Help: "1, with the version of the program.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
-	r.MustRegister(m.blocks, m.capacity, m.inUse, m.problems, m.writes, build)
+	r.MustRegister(m.blocks, m.capacity, m.inUse, m.problems, m.writes, m.reflectors, m.mesh, build)
 	return m
 }
 
@@ -49,5 +58,21 @@ func (m *controllerMetrics) observe(p plan.Plan) {
 	}
 	for _, problem := range p.Problems {
 		m.problems.WithLabelValues(problem.Reason).Inc()
+	}
+}
+
+func (m *controllerMetrics) observeReflectors(s v1alpha1.RouteReflectionStatus) {
+	for _, state := range []v1alpha1.ReflectorState{v1alpha1.ReflectorJoining, v1alpha1.ReflectorActive, v1alpha1.ReflectorLeaving} {
+		n := 0
+		for _, r := range s.Reflectors {
+			if r.State == state {
+				n++
+			}
+		}
+		m.reflectors.WithLabelValues(string(state)).Set(float64(n))
+	}
+	m.mesh.Set(0)
+	if s.Mesh {
+		m.mesh.Set(1)
 	}
 }

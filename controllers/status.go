@@ -40,6 +40,7 @@ type viewNode struct {
 	labels   map[string]string
 	reported bool // there is a NodeStatus
 	silent   bool // what it reported is old: the node or its agent is out of reach
+	reflects bool // it is a route reflector
 	sessions map[string]*v1alpha1.BGPSessionStatus
 }
 
@@ -53,8 +54,12 @@ func newView(namespace string, nodes []corev1.Node, statuses []v1alpha1.NodeStat
 			n.silent = n.silent || stale(s)
 			n.sessions = make(map[string]*v1alpha1.BGPSessionStatus, len(s.Status.Sessions))
 			for j := range s.Status.Sessions {
-				if peer, ok := strings.CutPrefix(s.Status.Sessions[j].Name, peerPrefix); ok {
-					n.sessions[peer] = &s.Status.Sessions[j]
+				n.addSession(&s.Status.Sessions[j])
+			}
+			if r := s.Status.Reflector; r != nil {
+				n.reflects = true
+				for j := range r.Sessions {
+					n.addSession(&r.Sessions[j])
 				}
 			}
 		}
@@ -69,6 +74,12 @@ func newView(namespace string, nodes []corev1.Node, statuses []v1alpha1.NodeStat
 		v.secrets[secrets[i].Name] = keys
 	}
 	return v
+}
+
+func (n *viewNode) addSession(s *v1alpha1.BGPSessionStatus) {
+	if peer, ok := strings.CutPrefix(s.Name, peerPrefix); ok {
+		n.sessions[peer] = s
+	}
 }
 
 // missingSecret says what is wrong with a password's Secret, or "".
@@ -104,6 +115,9 @@ func (v *view) peerStatus(peer *v1alpha1.BGPPeer) (v1alpha1.BGPPeerStatus, condi
 	for i := range v.nodes {
 		n := &v.nodes[i]
 		if peer.Spec.Node != "" && peer.Spec.Node != n.name || !selector.Matches(n.labels) {
+			continue
+		}
+		if peer.Spec.ReflectorClient && !n.reflects {
 			continue
 		}
 		s.Sessions++
@@ -150,6 +164,8 @@ func (n *viewNode) session(peer string) v1alpha1.BGPPeerNodeStatus {
 
 func (v *view) nobody(peer *v1alpha1.BGPPeer) string {
 	switch {
+	case peer.Spec.ReflectorClient:
+		return "reflectorClient: no node that is selected is a route reflector"
 	case peer.Spec.Node != "":
 		return fmt.Sprintf("there is no node %s", peer.Spec.Node)
 	case peer.Spec.NodeSelector != "":

@@ -64,6 +64,8 @@ func TestAPI(t *testing.T) {
 		"a node without a network":    testUnproven,
 		"the rights on nodes":         testNodeGuard,
 		"the key of the probes":       testProbeKey,
+		"route reflection":            testReflection,
+		"a client of reflectors":      testReflectorClient,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.wipe(t)

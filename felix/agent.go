@@ -24,13 +24,13 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	"github.com/heliograph-dev/heliograph/bgp/speaker"
 	"github.com/heliograph-dev/heliograph/felix/calc"
 	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/probe"
 	"github.com/heliograph-dev/heliograph/felix/sysctl"
 	"github.com/heliograph-dev/heliograph/felix/watch"
+	"github.com/heliograph-dev/heliograph/internal/reflectd"
 )
 
 // Options configure an agent.
@@ -55,7 +55,7 @@ type Agent struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	watcher  *watch.Watcher
-	speaker  *speaker.Speaker
+	bgp      *speakers
 	prober   *probe.Prober
 	drivers  drivers
 	monitor  *kernel.Monitor
@@ -72,6 +72,8 @@ type Agent struct {
 func New(ctx context.Context, opts Options) (*Agent, error) {
 	a := &Agent{opts: opts, log: opts.Log, registry: prometheus.NewRegistry(), heart: &heart{}}
 	a.heart.beat(time.Now())
+	a.bgp = newSpeakers(opts.StateDir, a.log)
+	a.registry.MustRegister(reflectd.NewCollector(a.bgp.engine))
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	if err := a.openAPI(); err != nil {
 		return nil, err
@@ -84,7 +86,6 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.speaker = speaker.New(speaker.Options{}, a.log)
 	a.prober, err = probe.New(probe.Options{
 		Marks:    calc.ProbeMarks,
 		MethodOf: func(index int) path.Method { return methodOf(a.drivers.linkName(index)) }, Registerer: a.registry,
@@ -117,7 +118,8 @@ func (a *Agent) openAPI() error {
 	if err != nil {
 		return fmt.Errorf("make API client: %w", err)
 	}
-	a.reporter = newReporter(c, a.opts.NodeName, a.log)
+	a.reporter = newReporter(c, a.opts.NodeName, a.bgp.status, a.log)
+	a.bgp.moved = a.reporter.poke
 	a.events, err = newEvents(a.opts.Config, scheme, a.opts.NodeName)
 	return err
 }
@@ -136,7 +138,7 @@ func (a *Agent) wire(ctx context.Context) error {
 	a.loop = &loop{
 		node: a.opts.NodeName, version: a.opts.Version, log: a.log,
 		inputs: inputs{
-			source: a.watcher, speaker: a.speaker, links: a.drivers.links, monitor: a.monitor, nftPokes: a.drivers.nftPokes,
+			source: a.watcher, speaker: a.bgp, links: a.drivers.links, monitor: a.monitor, nftPokes: a.drivers.nftPokes,
 			filters: strictRPF(sysctl.Dir(a.opts.SysctlRoot)), can: probeCapabilities(ctx, a.log),
 		},
 		outputs: outputs{
@@ -198,7 +200,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	for name, part := range map[string]func(context.Context) error{
 		"kernel monitor": a.monitor.Run, "nft monitor": a.drivers.monitorNFT, "loop": a.loop.run, "prober": a.prober.Run,
-		"cni socket": a.pods.run, "events": a.events.run,
+		"cni socket": a.pods.run, "bgp": a.bgp.run, "events": a.events.run,
 		"reporter": func(ctx context.Context) error { a.reporter.run(ctx); return nil },
 		"health":   func(ctx context.Context) error { return a.health.serve(ctx, a.opts.MetricsAddress) },
 	} {
@@ -220,7 +222,7 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) stop(ctx context.Context) error {
 	uninstall := a.watcher.Uninstalling()
 	a.log.Info("agent stops", "uninstall", uninstall)
-	errs := []error{a.speaker.Stop(ctx, !uninstall), a.pods.close()}
+	errs := []error{a.bgp.Stop(ctx, !uninstall), a.pods.close()}
 	if uninstall {
 		errs = append(errs, a.uninstall(ctx))
 	}

@@ -244,12 +244,12 @@ func (a *adoption) settled(s bgp.Snapshot, peers []bgp.Peer, now time.Time) bool
 // converged says whether all peers, but for those that must not be talked to, have sent all they
 // have. A family that a peer does not speak is never complete: then time decides.
 func converged(s bgp.Snapshot, peers []bgp.Peer) bool {
-	sessions := make(map[netip.Addr]bgp.Session, len(s.Sessions))
+	sessions := make(map[bgp.Neighbour]bgp.Session, len(s.Sessions))
 	for _, session := range s.Sessions {
-		sessions[session.Address] = session
+		sessions[session.Neighbour()] = session
 	}
 	for _, p := range peers {
-		session := sessions[p.Address]
+		session := sessions[p.Neighbour()]
 		if p.Held != "" || session.State == bgp.StateHeld {
 			continue
 		}

@@ -119,7 +119,7 @@ type loop struct {
 	yielding  bool // see yield
 	podsRead  bool // the pods were read at least once
 	summary   remoteSummary
-	intruders map[netip.Addr]intruder
+	intruders map[bgp.Neighbour]intruder
 	trouble   trouble
 	lastErr   error // as last logged
 	runs      uint64
@@ -306,7 +306,7 @@ var errUnknownNode = errors.New("the API server does not know this node")
 // computeRemote hands the drivers all else.
 func (l *loop) computeRemote(ctx context.Context) error {
 	now, speakerState := time.Now(), l.speaker.Snapshot()
-	settled := l.adopted.settled(speakerState, l.state.BGP.Peers, now)
+	settled := l.adopted.settled(speakerState, slices.Concat(l.state.BGP.Peers, l.state.BGP.Reflection.Reflectors), now)
 	links, err := l.facts.links(l.links, l.filters)
 	if err != nil {
 		return err

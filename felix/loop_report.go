@@ -64,7 +64,7 @@ func (l *loop) tellSilence(paths []PathReport) map[path.Key]bool {
 
 // intruder is a peer that announces what it must not.
 type intruder struct {
-	peer  netip.Addr
+	peer  bgp.Neighbour
 	what  calc.Refusal
 	since time.Time
 	told  bool
@@ -72,7 +72,7 @@ type intruder struct {
 
 // String says what it does.
 func (i intruder) String() string {
-	return fmt.Sprintf("BGP peer %s announces %d routes that are not its own to announce, such as %s: they are refused", i.peer, i.what.Routes, i.what.Example)
+	return fmt.Sprintf("BGP peer %s announces %d routes that are not its own to announce, such as %s: they are refused", i.peer.Address, i.what.Routes, i.what.Example)
 }
 
 // intruderPatience is how long a peer may announce what the API does not say it owns before that is
@@ -81,7 +81,7 @@ const intruderPatience = 10 * time.Second
 
 // noteIntruders tells, once, of peers that keep on announcing what they must not.
 func (l *loop) noteIntruders(now time.Time) {
-	next := make(map[netip.Addr]intruder, len(l.state.Refused))
+	next := make(map[bgp.Neighbour]intruder, len(l.state.Refused))
 	for peer, what := range l.state.Refused {
 		i, known := l.intruders[peer]
 		if !known {
@@ -90,7 +90,7 @@ func (l *loop) noteIntruders(now time.Time) {
 		i.what = what
 		if !i.told && now.Sub(i.since) >= intruderPatience {
 			i.told = true
-			l.log.Warn("bgp peer announces what is not its own", "peer", peer, "routes", what.Routes, "example", what.Example)
+			l.log.Warn("bgp peer announces what is not its own", "peer", peer.Address, "routes", what.Routes, "example", what.Example)
 		}
 		next[peer] = i
 	}
@@ -157,7 +157,7 @@ func (l *loop) problems() []string {
 	for _, p := range l.state.Problems {
 		out = append(out, p.String())
 	}
-	for _, peer := range slices.SortedFunc(maps.Keys(l.intruders), netip.Addr.Compare) {
+	for _, peer := range slices.SortedFunc(maps.Keys(l.intruders), func(a, b bgp.Neighbour) int { return a.Address.Compare(b.Address) }) {
 		if l.intruders[peer].told {
 			out = append(out, l.intruders[peer].String())
 		}

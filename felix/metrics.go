@@ -171,7 +171,7 @@ func (m *metrics) collectSession(ch chan<- prometheus.Metric, gauge func(*promet
 	gauge(m.sessionSince, seconds(s.Since), labels...)
 	gauge(m.prefixesIn, float64(s.PrefixesIn), labels...)
 	gauge(m.prefixesOut, float64(s.PrefixesOut), labels...)
-	gauge(m.prefixesRejected, float64(s.Rejected+r.Refused[s.Address].Routes), labels...)
+	gauge(m.prefixesRejected, float64(s.Rejected+r.Refused[s.Neighbour()].Routes), labels...)
 	ch <- prometheus.MustNewConstMetric(m.sessionFlaps, prometheus.CounterValue, float64(s.Flaps), labels...)
 }
 

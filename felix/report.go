@@ -35,7 +35,7 @@ type Report struct {
 	PodIPs     []netip.Addr
 	Blocks     []BlockUse
 	BGP        bgp.Snapshot
-	Refused    map[netip.Addr]calc.Refusal
+	Refused    map[bgp.Neighbour]calc.Refusal
 	Paths      []PathReport
 	Quorum     Quorum
 	Can        snapshot.Capabilities
@@ -109,7 +109,7 @@ func (c *pathClock) update(paths []calc.Path, now time.Time) (all, changed []Pat
 }
 
 // nodeStatus translates a report for the API.
-func (r *Report) nodeStatus() v1alpha1.NodeStatusStatus {
+func (r *Report) nodeStatus(now time.Time) v1alpha1.NodeStatusStatus {
 	s := v1alpha1.NodeStatusStatus{
 		Version: r.Version, NodeIPs: texts(r.NodeIPs), PodNetworkIPs: texts(r.PodIPs),
 		SessionsTotal: int32(len(r.BGP.Sessions)), //nolint:gosec // few
@@ -126,7 +126,10 @@ func (r *Report) nodeStatus() v1alpha1.NodeStatusStatus {
 		if session.State == bgp.StateEstablished {
 			s.SessionsEstablished++
 		}
-		s.Sessions = append(s.Sessions, r.sessionStatus(session))
+		if session.Kind == bgp.PeerNode && session.Converged(r.families(), now) {
+			s.NodesConverged++
+		}
+		s.Sessions = append(s.Sessions, sessionStatus(session, r.Refused[session.Neighbour()].Routes))
 	}
 	s.Sessions = worstFirst(s.Sessions, maxSessions, func(b v1alpha1.BGPSessionStatus) bool { return b.State != string(bgp.StateEstablished) })
 	for _, p := range r.Paths {
@@ -164,11 +167,22 @@ func worstFirst[T any](list []T, limit int, bad func(T) bool) []T {
 	return out[:limit]
 }
 
-func (r *Report) sessionStatus(s bgp.Session) v1alpha1.BGPSessionStatus {
+// families are those of the node's addresses, and so those of its sessions with nodes that have as many.
+func (r *Report) families() []bgp.Family {
+	var out []bgp.Family
+	for _, ip := range r.NodeIPs {
+		out = append(out, bgp.FamilyOf(ip))
+	}
+	return out
+}
+
+// sessionStatus translates a session; refused are routes that the agent does not use beside those that
+// the speaker has refused.
+func sessionStatus(s bgp.Session, refused int64) v1alpha1.BGPSessionStatus {
 	return v1alpha1.BGPSessionStatus{
 		Name: s.Peer, PeerIP: s.Address.String(), ASNumber: int64(s.ASN), State: string(s.State),
 		Since: timeOf(s.Since), PrefixesIn: s.PrefixesIn, PrefixesOut: s.PrefixesOut,
-		Rejected: s.Rejected + r.Refused[s.Address].Routes, Flaps: s.Flaps, LastError: s.LastError,
+		Rejected: s.Rejected + refused, Flaps: s.Flaps, LastError: s.LastError,
 		BFD: string(s.BFD), BFDSince: timeOf(s.BFDSince),
 	}
 }

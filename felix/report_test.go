@@ -163,7 +163,7 @@ func TestNodeStatusOfReport(t *testing.T) {
 			{Peer: "node/b", Address: addr("192.168.11.2"), State: bgp.StateEstablished, Since: since, Rejected: 1},
 			{Peer: "peer/tor", Address: addr("192.168.11.254"), State: bgp.StateHeld, LastError: "Secret tor not found"},
 		}},
-		Refused: map[netip.Addr]calc.Refusal{addr("192.168.11.2"): {Routes: 2}},
+		Refused: map[bgp.Neighbour]calc.Refusal{{Address: addr("192.168.11.2")}: {Routes: 2}},
 		Paths: []PathReport{
 			{Path: calc.Path{Node: "b", Family: bgp.IPv4, Method: v1alpha1.PathNative}, Since: since},
 			{Path: calc.Path{Node: "c", Family: bgp.IPv4, Method: v1alpha1.PathVXLAN}, Since: since},
@@ -171,7 +171,7 @@ func TestNodeStatusOfReport(t *testing.T) {
 		},
 		Problems: make([]string, maxProblems+1),
 	}
-	s := r.nodeStatus()
+	s := r.nodeStatus(time.Now())
 	if s.SessionsTotal != 2 || s.SessionsEstablished != 1 || s.PathsNative != 1 || s.PathsVXLAN != 1 || s.PathsNone != 1 {
 		t.Errorf("counts: %+v", s)
 	}
@@ -203,10 +203,10 @@ func TestIntruders(t *testing.T) {
 	var log bytes.Buffer
 	l := &loop{log: slog.New(slog.NewTextHandler(&log, nil))}
 	now := time.Unix(1000, 0)
-	refused := map[netip.Addr]calc.Refusal{addr("192.168.11.2"): {Routes: 2, Example: prefix("10.244.9.0/26")}}
+	refused := map[bgp.Neighbour]calc.Refusal{{Address: addr("192.168.11.2")}: {Routes: 2, Example: prefix("10.244.9.0/26")}}
 	for _, step := range []struct {
 		at      time.Duration
-		refused map[netip.Addr]calc.Refusal
+		refused map[bgp.Neighbour]calc.Refusal
 		told    bool
 	}{
 		{0, refused, false}, {5 * time.Second, nil, false}, {6 * time.Second, refused, false},
@@ -214,7 +214,7 @@ func TestIntruders(t *testing.T) {
 	} {
 		l.state.Refused = step.refused
 		l.noteIntruders(now.Add(step.at))
-		if told := l.intruders[addr("192.168.11.2")].told; told != step.told {
+		if told := l.intruders[bgp.Neighbour{Address: addr("192.168.11.2")}].told; told != step.told {
 			t.Errorf("after %s: told = %t, want %t", step.at, told, step.told)
 		}
 	}

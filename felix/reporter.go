@@ -39,8 +39,10 @@ type reporter struct {
 	client client.Client
 	node   string
 	log    *slog.Logger
-	latest atomic.Pointer[Report]
-	wake   chan struct{}
+	// reflector is what the node's route reflector says of itself.
+	reflector func() *v1alpha1.ReflectorStatus
+	latest    atomic.Pointer[Report]
+	wake      chan struct{}
 	// reachable says whether the last request to the API server got an answer.
 	reachable atomic.Bool
 	lost      time.Time // since when it has not been reachable, the last time
@@ -51,13 +53,18 @@ type reporter struct {
 	asked time.Time
 }
 
-func newReporter(c client.Client, node string, log *slog.Logger) *reporter {
-	return &reporter{client: c, node: node, log: log, wake: make(chan struct{}, 1)}
+func newReporter(c client.Client, node string, reflector func() *v1alpha1.ReflectorStatus, log *slog.Logger) *reporter {
+	return &reporter{client: c, node: node, reflector: reflector, log: log, wake: make(chan struct{}, 1)}
 }
 
 // publish hands over a new report.
 func (r *reporter) publish(report *Report) {
 	r.latest.Store(report)
+	r.poke()
+}
+
+// poke asks for a report to be written.
+func (r *reporter) poke() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -107,7 +114,8 @@ func (r *reporter) writeStatus(ctx context.Context, report *Report) error {
 	if err := r.ask(ctx); err != nil {
 		return err
 	}
-	want := report.nodeStatus()
+	want := report.nodeStatus(time.Now())
+	want.Reflector = r.reflector()
 	steady(want.Paths, r.known.Status.Paths)
 	conditions := slices.Clone(r.known.Status.Conditions)
 	for _, c := range append(want.Conditions, r.staleCondition(report)) {

@@ -67,6 +67,87 @@ type BFD struct {
 	DetectMultiplier *int32 `json:"detectMultiplier,omitempty"`
 }
 
+// RouteReflectionMode says who chooses the route reflectors.
+// +kubebuilder:validation:Enum=Auto;Manual;Disabled
+type RouteReflectionMode string
+
+const (
+	// RouteReflectionAuto makes the controller choose reflectors once the cluster is larger than the mesh
+	// should be.
+	RouteReflectionAuto RouteReflectionMode = "Auto"
+	// RouteReflectionManual takes the reflectors and their clients from node labels.
+	RouteReflectionManual RouteReflectionMode = "Manual"
+	// RouteReflectionDisabled has no reflectors.
+	RouteReflectionDisabled RouteReflectionMode = "Disabled"
+)
+
+// RouteReflectorCluster is a set of reflectors with their clients (RFC 4456 §7).
+type RouteReflectorCluster struct {
+	// clusterID of the reflectors (CLUSTER_ID), written as an IPv4 address.
+	// +required
+	// +kubebuilder:validation:MaxLength=15
+	// +kubebuilder:validation:XValidation:rule="isIP(self) && ip(self).family() == 4 && self != '0.0.0.0'",message="clusterID must be written as an IPv4 address other than 0.0.0.0"
+	ClusterID string `json:"clusterID"`
+	// reflectorSelector selects the nodes that reflect.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	ReflectorSelector string `json:"reflectorSelector"`
+	// clientSelector selects the nodes that are clients; without it all nodes are that do not reflect.
+	// Reflectors of another cluster that it selects become clients with what they reflect: that makes a
+	// second level.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	ClientSelector string `json:"clientSelector,omitempty"`
+}
+
+// RouteReflection is RFC 4456 between the nodes: instead of with every other node, nodes peer with a few
+// that pass routes on. Next hops are left alone.
+// +kubebuilder:validation:XValidation:rule="(has(self.mode) && self.mode == 'Manual') == has(self.clusters)",message="clusters are needed by mode Manual, and by no other",fieldPath=".clusters"
+type RouteReflection struct {
+	// mode says who chooses the reflectors. Auto has any only where nodeToNodeMeshEnabled is true, as they
+	// replace the mesh.
+	// +optional
+	// +kubebuilder:default=Auto
+	Mode RouteReflectionMode `json:"mode,omitempty"`
+	// meshThreshold is up to how many nodes Auto leaves to the full mesh. It comes back to the mesh with a
+	// fifth fewer.
+	// +optional
+	// +kubebuilder:default=50
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=500
+	MeshThreshold *int32 `json:"meshThreshold,omitempty"`
+	// count is how many reflectors Auto keeps.
+	// +optional
+	// +kubebuilder:default=3
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=16
+	Count *int32 `json:"count,omitempty"`
+	// topologyKey is the node label over whose values Auto spreads the reflectors.
+	// +optional
+	// +kubebuilder:default="topology.kubernetes.io/zone"
+	// +kubebuilder:validation:MaxLength=317
+	TopologyKey string `json:"topologyKey,omitempty"`
+	// nodeSelector selects the nodes that Auto may choose from. Without it, all nodes.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	NodeSelector string `json:"nodeSelector,omitempty"`
+	// port that the reflectors listen on, beside the speaker of their node.
+	// +optional
+	// +kubebuilder:default=1179
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port *int32 `json:"port,omitempty"`
+	// clusters of mode Manual. A node that more than one selects belongs to the first. Clusters can have
+	// two levels: the reflectors of one may be clients of another, which may not be clients again.
+	// +optional
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=map
+	// +listMapKey=clusterID
+	Clusters []RouteReflectorCluster `json:"clusters,omitempty"`
+}
+
 // BGPConfigurationSpec holds what is common to all BGP speakers of the cluster.
 type BGPConfigurationSpec struct {
 	// asNumber of the cluster (RFC 6793). Every node speaks with this AS number.
@@ -83,7 +164,8 @@ type BGPConfigurationSpec struct {
 	// +kubebuilder:validation:Maximum=65535
 	ListenPort *int32 `json:"listenPort,omitempty"`
 
-	// nodeToNodeMeshEnabled makes every node peer with every other node (iBGP).
+	// nodeToNodeMeshEnabled makes every node peer with every other node (iBGP), or with the reflectors that
+	// stand for them: see routeReflection.
 	// +optional
 	// +kubebuilder:default=true
 	NodeToNodeMeshEnabled *bool `json:"nodeToNodeMeshEnabled,omitempty"`
@@ -103,12 +185,68 @@ type BGPConfigurationSpec struct {
 	// connected. Off without it.
 	// +optional
 	BFD *BFD `json:"bfd,omitempty"`
+
+	// routeReflection between the nodes (RFC 4456). Default: mode Auto.
+	// +optional
+	RouteReflection *RouteReflection `json:"routeReflection,omitempty"`
+}
+
+// ReflectorState is how far a reflector has come.
+// +kubebuilder:validation:Enum=Joining;Active;Leaving
+type ReflectorState string
+
+const (
+	// ReflectorJoining is one that nodes connect to, and that nothing relies on yet.
+	ReflectorJoining ReflectorState = "Joining"
+	// ReflectorActive is one that has the routes of all nodes.
+	ReflectorActive ReflectorState = "Active"
+	// ReflectorLeaving is one that goes on until its successor is Active.
+	ReflectorLeaving ReflectorState = "Leaving"
+)
+
+// Reflector is a node that reflects routes.
+type Reflector struct {
+	// node is the name of the node.
+	Node string `json:"node"`
+	// clusterID of mode Manual. Empty: the reflector's own router ID.
+	// +optional
+	ClusterID string `json:"clusterID,omitempty"`
+	// zone is the node's value of topologyKey.
+	// +optional
+	Zone  string         `json:"zone,omitempty"`
+	State ReflectorState `json:"state"`
+	// since when it has been in this state.
+	Since metav1.Time `json:"since"`
+	// reason of the state.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+}
+
+// RouteReflectionStatus says who reflects.
+type RouteReflectionStatus struct {
+	// mesh says whether the nodes peer with each other as well: while the cluster is small, and until the
+	// reflectors are known to have the routes of all nodes.
+	Mesh bool `json:"mesh"`
+	// meshSince is since when mesh has been so, if it ever changed.
+	// +optional
+	MeshSince *metav1.Time `json:"meshSince,omitempty"`
+	// reason why there is a mesh or reflectors, or why not yet.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+	// reflectors that the nodes peer with.
+	// +optional
+	// +listType=map
+	// +listMapKey=node
+	Reflectors []Reflector `json:"reflectors,omitempty"`
 }
 
 // BGPConfigurationStatus is written by the controller.
 type BGPConfigurationStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// routeReflection is what the controller chose, and what the agents follow.
+	// +optional
+	RouteReflection *RouteReflectionStatus `json:"routeReflection,omitempty"`
 	// conditions: Ready.
 	// +optional
 	// +listType=map
@@ -122,7 +260,8 @@ type BGPConfigurationStatus struct {
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,categories=heliograph
 // +kubebuilder:printcolumn:name="AS",type=integer,JSONPath=`.spec.asNumber`
-// +kubebuilder:printcolumn:name="Mesh",type=boolean,JSONPath=`.spec.nodeToNodeMeshEnabled`
+// +kubebuilder:printcolumn:name="Mesh",type=boolean,JSONPath=`.status.routeReflection.mesh`
+// +kubebuilder:printcolumn:name="Reflectors",type=string,JSONPath=`.status.routeReflection.reflectors[*].node`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="the name of the one BGPConfiguration is 'default'"
@@ -145,6 +284,7 @@ type BGPConfigurationList struct {
 
 // BGPPeerSpec is a router outside of the cluster, such as a top-of-rack router, that nodes peer with.
 // +kubebuilder:validation:XValidation:rule="!has(self.node) || !has(self.nodeSelector)",message="node and nodeSelector exclude each other",fieldPath=".node"
+// +kubebuilder:validation:XValidation:rule="!has(self.reflectorClient) || !self.reflectorClient || !(has(self.ebgpMultihop) || has(self.numAllowedLocalASNumbers) || has(self.bfd))",message="a reflectorClient is an iBGP peer of the reflectors: ebgpMultihop, numAllowedLocalASNumbers and bfd have no meaning for it",fieldPath=".reflectorClient"
 type BGPPeerSpec struct {
 	// node is the name of the one node that peers.
 	// +optional
@@ -205,6 +345,14 @@ type BGPPeerSpec struct {
 	// the BGPConfiguration.
 	// +optional
 	BFD *BFD `json:"bfd,omitempty"`
+
+	// reflectorClient makes the router a client of the nodes' route reflectors (RFC 4456), on their
+	// port, instead of a peer of the nodes' speakers: one session with each reflector that node or
+	// nodeSelector selects tells it all routes of the cluster, with the nodes as next hops. Its asNumber
+	// must be the cluster's. Of its own routes only those within acceptPrefixes are taken and reflected.
+	// While the cluster is a mesh there is nobody to peer with.
+	// +optional
+	ReflectorClient bool `json:"reflectorClient,omitempty"`
 
 	// acceptPrefixes are networks that are accepted from this router besides the pools: a route
 	// is accepted if one of them contains it. By default only routes within pools are.

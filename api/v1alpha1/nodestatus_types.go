@@ -6,7 +6,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // BGPSessionStatus is one BGP session of a node.
 type BGPSessionStatus struct {
-	// name is "node/NAME" for a session with another node and "peer/NAME" for one with a BGPPeer.
+	// name is "node/NAME" for a session with another node, "reflector/NAME" for one with the route
+	// reflector on a node, "client/NAME" for a reflector's with a node, and "peer/NAME" for one with a BGPPeer.
 	Name string `json:"name"`
 	// peerIP and asNumber of the other side.
 	PeerIP   string `json:"peerIP"`
@@ -128,6 +129,28 @@ type Capability struct {
 	Reason string `json:"reason,omitempty"`
 }
 
+// ReflectorStatus is the route reflector on a node.
+type ReflectorStatus struct {
+	// routerID (BGP Identifier) and clusterID of the reflector: not those of the node's speaker.
+	RouterID  string `json:"routerID"`
+	ClusterID string `json:"clusterID"`
+	// clients is how many sessions there should be with clients, clientsConverged with how many of them
+	// the routes have been exchanged (End-of-RIB, RFC 4724 §2).
+	Clients          int32 `json:"clients"`
+	ClientsConverged int32 `json:"clientsConverged"`
+	// routes and paths it knows, of both families.
+	Routes int64 `json:"routes"`
+	Paths  int64 `json:"paths"`
+	// problem is why it does not run as it should.
+	// +optional
+	Problem string `json:"problem,omitempty"`
+	// sessions of the reflector, at most 256: those that are not established first.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	Sessions []BGPSessionStatus `json:"sessions,omitempty"`
+}
+
 // BlockStatus is the use of one block of this node.
 type BlockStatus struct {
 	// name of the IPBlock.
@@ -169,6 +192,13 @@ type NodeStatusStatus struct {
 	// +listType=map
 	// +listMapKey=name
 	Sessions []BGPSessionStatus `json:"sessions,omitempty"`
+	// nodesConverged is with how many nodes there is a session of the mesh on which the routes have been
+	// exchanged (End-of-RIB, RFC 4724 §2).
+	// +optional
+	NodesConverged int32 `json:"nodesConverged,omitempty"`
+	// reflector is the route reflector on this node, if it is one.
+	// +optional
+	Reflector *ReflectorStatus `json:"reflector,omitempty"`
 	// pathsNative is how many paths are native.
 	// +optional
 	PathsNative int32 `json:"pathsNative"`

@@ -24,10 +24,13 @@ type Config struct {
 	Peers           []Peer
 }
 
-// Peer is a neighbour, or all neighbours within a prefix. Prefix is its identity.
+// Peer is a neighbour, or all neighbours within a prefix. Prefix and RouterID are its identity.
 type Peer struct {
 	Name   string
 	Prefix netip.Prefix // a single address: /32 or /128
+	// RouterID, if valid, is the BGP Identifier that the neighbour must have. Two speakers can then share
+	// one address, as the reflector of a node and the node's own speaker do.
+	RouterID netip.Addr
 	// NonClient makes it an ordinary iBGP neighbour, such as another reflector: it gets the routes of
 	// clients only (RFC 4456 §6).
 	NonClient bool
@@ -227,18 +230,32 @@ func (c Config) Validate() error {
 	if t := c.GracefulRestart.RestartTime; t < 0 || t > 4095*time.Second {
 		add("GracefulRestart.RestartTime: %s is not within 0s and 4095s", t)
 	}
-	seen := map[netip.Prefix]int{}
+	seen := map[netip.Prefix][]int{}
 	for i, p := range c.Peers {
 		if err := p.validate(c); err != nil {
 			add("Peers[%d] (%s): %w", i, p.Prefix, err)
 		}
-		if first, ok := seen[p.Prefix]; ok {
-			add("Peers[%d]: prefix %s is that of Peers[%d] too", i, p.Prefix, first)
-		} else {
-			seen[p.Prefix] = i
+		for _, j := range seen[p.Prefix] {
+			if err := p.beside(c.Peers[j]); err != nil {
+				add("Peers[%d]: prefix %s is that of Peers[%d] too: %w", i, p.Prefix, j, err)
+			}
 		}
+		seen[p.Prefix] = append(seen[p.Prefix], i)
 	}
 	return errors.Join(errs...)
+}
+
+// beside says why two peers cannot share an address. Until the OPEN of one has come nobody knows which of
+// them it is, so ours must suit both.
+func (p Peer) beside(q Peer) error {
+	switch {
+	case !p.RouterID.IsValid() || !q.RouterID.IsValid() || p.RouterID == q.RouterID:
+		return errors.New("RouterID: must tell them apart")
+	case p.Timers != q.Timers || p.Password != q.Password || p.Held != q.Held || p.TTLHops != q.TTLHops || p.AddPaths != q.AddPaths ||
+		!slices.Equal(p.Families, q.Families):
+		return errors.New("all that an OPEN and a connection follow from must be the same")
+	}
+	return nil
 }
 
 func (p Peer) validate(c Config) error {
@@ -248,6 +265,8 @@ func (p Peer) validate(c Config) error {
 		return errors.New("Prefix: is missing")
 	case p.Prefix != p.Prefix.Masked():
 		return fmt.Errorf("Prefix: has host bits set: did you mean %s?", p.Prefix.Masked())
+	case p.RouterID.IsValid() && (!p.single() || !p.RouterID.Is4() || p.RouterID.IsUnspecified()):
+		return fmt.Errorf("RouterID: %s: want an IPv4 address other than 0.0.0.0, and a single address as Prefix", p.RouterID)
 	case p.Connect && !p.single():
 		return errors.New("Connect: needs a single address to connect to")
 	case p.ASN != 0 && p.ASN != c.ASN:

@@ -41,7 +41,7 @@ type core struct {
 	cluster [4]byte
 
 	cfg    Config
-	peers  map[netip.Addr]*peer
+	peers  map[peerKey]*peer
 	ids    map[[4]byte]int // router IDs of established sessions
 	tables [families]table
 	pool   pool
@@ -77,7 +77,7 @@ func newCore(cfg Config, opts Options, log *slog.Logger) *core {
 	c := &core{
 		opts: opts, log: log,
 		events: make(chan event, 64), stopped: make(chan struct{}), changed: make(chan struct{}, 1),
-		cfg: cfg, peers: map[netip.Addr]*peer{}, ids: map[[4]byte]int{}, pool: pool{byKey: map[string]*attrs{}}, groups: map[groupKey]*group{},
+		cfg: cfg, peers: map[peerKey]*peer{}, ids: map[[4]byte]int{}, pool: pool{byKey: map[string]*attrs{}}, groups: map[groupKey]*group{},
 		cluster: cfg.clusterID().As4(), scratch: newEncoder(groupKey{}), delay: flushDelay, credit: flushBurst, since: time.Now(),
 	}
 	c.batches.New = func() any { return &batch{} }
@@ -468,9 +468,9 @@ func (c *core) tick() {
 	if c.deferring() && now.Sub(c.since) >= c.opts.deferral(c.cfg) {
 		c.endDeferral(fmt.Sprintf("%d have not come back in time", len(c.awaited)))
 	}
-	for addr, p := range c.peers {
+	for _, p := range c.peers {
 		if !p.staleUntil.IsZero() && now.After(p.staleUntil) {
-			c.log.Info("stale routes dropped", "peer", p.name(), "address", addr)
+			c.log.Info("stale routes dropped", "peer", p.name(), "address", p.addr)
 			p.staleUntil = time.Time{}
 			c.dropStale(p)
 		}

@@ -121,10 +121,10 @@ func FuzzSession(f *testing.F) {
 			t.Fatal("it panicked")
 		}
 		r.run.core.do(func(c *core) {
-			if p := c.peers[addr("10.0.0.2")]; p == nil || p.up == nil && p.flaps > 0 {
+			if p := c.peers[peerKey{addr: addr("10.0.0.2")}]; p == nil || p.up == nil && p.flaps > 0 {
 				t.Error("the watcher's session ended")
 			}
-			if p := c.peers[addr("10.0.0.1")]; p != nil {
+			if p := c.peers[peerKey{addr: addr("10.0.0.1")}]; p != nil {
 				c.end(p, shutdown(subReset, "")) // no stale routes, no hold-down for the next
 				p.heldUntil, p.damping = time.Time{}, damping{}
 			}

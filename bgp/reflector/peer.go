@@ -43,6 +43,14 @@ type peer struct {
 	refreshing familySet // RFC 7313: between the beginning of a refresh and its end
 }
 
+// peerKey tells neighbours apart.
+type peerKey struct{ addr, id netip.Addr }
+
+// key is that of the neighbour at an address that the configuration is for.
+func (p Peer) key(addr netip.Addr) peerKey { return peerKey{addr, p.RouterID} }
+
+func (p *peer) key() peerKey { return p.cfg.key(p.addr) }
+
 func (p *peer) name() string {
 	if p.dynamic {
 		return p.cfg.Name + "/" + p.addr.String()
@@ -50,10 +58,14 @@ func (p *peer) name() string {
 	return p.cfg.Name
 }
 
-// match finds the configuration of an address: the longest prefix.
-func match(peers []Peer, addr netip.Addr) (Peer, bool) {
+// match finds the configuration of an address: the longest prefix. Of peers that share it, it is that with
+// the router ID, or the first if that is not known.
+func match(peers []Peer, addr, id netip.Addr) (Peer, bool) {
 	best := -1
 	for i, p := range peers {
+		if id.IsValid() && p.RouterID != id {
+			continue
+		}
 		if p.Prefix.Contains(addr) && (best < 0 || p.Prefix.Bits() > peers[best].Prefix.Bits()) {
 			best = i
 		}
@@ -64,14 +76,17 @@ func match(peers []Peer, addr netip.Addr) (Peer, bool) {
 	return peers[best], true
 }
 
-// peerOf finds or makes the peer of an address.
-func (c *core) peerOf(addr netip.Addr) (*peer, error) {
-	if p := c.peers[addr]; p != nil {
-		return p, nil
+// peerOf finds or makes the peer at an address, with a router ID if that is known.
+func (c *core) peerOf(addr, id netip.Addr) (*peer, error) {
+	if p := c.peers[peerKey{addr, id}]; p != nil {
+		return p, nil // most have no router ID to look for
 	}
-	cfg, ok := match(c.cfg.Peers, addr)
+	cfg, ok := match(c.cfg.Peers, addr, id)
 	if !ok {
 		return nil, errors.New("no peer has this address")
+	}
+	if p := c.peers[cfg.key(addr)]; p != nil {
+		return p, nil
 	}
 	if len(c.peers) >= c.opts.MaxPeers {
 		// Those who have gone make room: many at once, since who came in such numbers may go on.
@@ -81,7 +96,7 @@ func (c *core) peerOf(addr netip.Addr) (*peer, error) {
 		return nil, errors.New("too many peers")
 	}
 	p := &peer{addr: addr, cfg: cfg, accept: cfg.Accept.compile(), dynamic: !cfg.single(), sessions: map[*session]struct{}{}, since: time.Now()}
-	c.peers[addr] = p
+	c.peers[p.key()] = p
 	return p, nil
 }
 
@@ -89,10 +104,10 @@ func (c *core) peerOf(addr netip.Addr) (*peer, error) {
 // shut out would be let in again: they stay.
 func (c *core) forget(choice func(p *peer) bool) {
 	now := time.Now()
-	for addr, p := range c.peers {
+	for key, p := range c.peers {
 		gone := p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil
 		if gone && !now.Before(p.heldUntil) && !p.damping.active(now) && choice(p) {
-			delete(c.peers, addr)
+			delete(c.peers, key)
 		}
 	}
 }
@@ -112,17 +127,35 @@ func (p *peer) mayConnect() error {
 	return nil
 }
 
+// candidate is the peer that a connection may be of, and why it must not be; nil: nobody's. Of several at
+// one address it is the first that may connect: which of them it is, its OPEN tells.
+func (c *core) candidate(addr netip.Addr) (*peer, error) {
+	p, err := c.peerOf(addr, netip.Addr{})
+	if err != nil {
+		return nil, err
+	}
+	if err = p.mayConnect(); err == nil || !p.cfg.RouterID.IsValid() {
+		return p, err
+	}
+	for _, cfg := range c.cfg.Peers {
+		if other := c.peers[cfg.key(addr)]; other != nil && cfg.Prefix == p.cfg.Prefix && other.mayConnect() == nil {
+			return other, nil
+		}
+	}
+	return p, err
+}
+
 // begin makes a session of a connection; nil: refused, and the connection is closed. A neighbour is told
 // so (RFC 4486 §4), a stranger is not: it may become a neighbour in a moment, and some who get a
 // NOTIFICATION take long until they try again.
 func (c *core) begin(conn net.Conn, addr netip.Addr, active bool) (*session, *notification) {
 	addr = addr.Unmap().WithZone("")
-	p, err := c.peerOf(addr)
-	if err != nil {
+	p, err := c.candidate(addr)
+	if p == nil {
 		c.log.Debug("connection refused", "address", addr, "why", err)
 		return nil, nil
 	}
-	if err := p.mayConnect(); err != nil {
+	if err != nil {
 		p.damping.refused++
 		c.log.Debug("connection refused", "peer", p.name(), "address", addr, "why", err)
 		return nil, notify(errCease, subRejected, nil, "%v", err)
@@ -153,6 +186,10 @@ func (c *core) collide(s *session) *notification {
 	if _, ok := p.sessions[s]; !ok {
 		return notify(errCease, subDeconfigured, nil, "")
 	}
+	if n := c.identify(s); n != nil {
+		return n
+	}
+	p = s.peer
 	if up := p.up; up != nil && !up.stopped() {
 		// RFC 4724 §5: one that can restart has restarted, though its old connection seems to live.
 		if up.neg.restart == nil || s.neg.restart == nil {
@@ -173,6 +210,25 @@ func (c *core) collide(s *session) *notification {
 		other.kill(collision(), collision().Error())
 	}
 	s.phase.Store(bgp.StateOpenConfirm)
+	return nil
+}
+
+// identify gives a session to whom its OPEN says that it is of.
+func (c *core) identify(s *session) *notification {
+	id := netip.AddrFrom4(s.neg.id)
+	if !s.cfg.RouterID.IsValid() || s.cfg.RouterID == id {
+		return nil
+	}
+	p, err := c.peerOf(s.addr, id)
+	if err != nil {
+		return notify(errOpen, subBadID, nil, "identifier %s is not %s", id, s.cfg.RouterID)
+	}
+	if err := p.mayConnect(); err != nil {
+		return notify(errCease, subRejected, nil, "%v", err)
+	}
+	delete(s.peer.sessions, s)
+	s.peer, s.cfg, s.log = p, p.cfg, c.log.With("peer", p.name(), "address", s.addr)
+	p.sessions[s] = struct{}{}
 	return nil
 }
 
@@ -254,7 +310,8 @@ func (e closed) on(c *core) {
 	if _, ok := p.sessions[e.session]; ok {
 		delete(p.sessions, e.session)
 		c.failed(p, e.ended.text)
-		if !e.session.active { // how often we try, ConnectRetryTimer says
+		// How often we try, ConnectRetryTimer says; whose it was of two at one address, only an OPEN.
+		if s := e.session; !s.active && (!s.cfg.RouterID.IsValid() || s.cfg.RouterID == netip.AddrFrom4(s.neg.id)) {
 			c.oscillate(p, 0, e.ended)
 		}
 		return

@@ -72,7 +72,7 @@ type instance struct {
 	cfg       Config
 	core      *core
 	listeners map[netip.AddrPort]*listener
-	dialers   map[netip.Addr]context.CancelFunc
+	dialers   map[peerKey]context.CancelFunc
 	ctx       context.Context
 	cancel    context.CancelFunc
 	work      sync.WaitGroup // listeners, dialers, sessions
@@ -123,7 +123,7 @@ func (c Config) sameIdentity(d Config) bool {
 func (r *Reflector) start(cfg Config) *instance {
 	c := newCore(cfg, r.opts, r.log)
 	c.changed = r.changed
-	run := &instance{cfg: cfg, core: c, listeners: map[netip.AddrPort]*listener{}, dialers: map[netip.Addr]context.CancelFunc{}}
+	run := &instance{cfg: cfg, core: c, listeners: map[netip.AddrPort]*listener{}, dialers: map[peerKey]context.CancelFunc{}}
 	run.ctx, run.cancel = context.WithCancel(context.Background()) // it outlives Apply; Stop ends it
 	go c.run()
 	return run
@@ -178,18 +178,18 @@ func (c *core) endAll(n *notification) {
 // configure makes the peers what the configuration says.
 func (c *core) configure(cfg Config) {
 	c.cfg = cfg
-	for addr, p := range c.peers {
-		now, ok := match(cfg.Peers, addr)
-		if !ok {
+	for key, p := range c.peers {
+		now, ok := match(cfg.Peers, key.addr, key.id)
+		if !ok || now.RouterID != key.id { // one that gets or loses an identity is another
 			c.end(p, shutdown(subDeconfigured, ""))
-			delete(c.peers, addr)
+			delete(c.peers, key)
 			continue
 		}
 		c.reconfigure(p, now)
 	}
 	for _, p := range cfg.Peers {
 		if p.single() {
-			if _, err := c.peerOf(p.Prefix.Addr()); err != nil {
+			if _, err := c.peerOf(p.Prefix.Addr(), p.RouterID); err != nil {
 				c.log.Error("peer is left out", "peer", p.Name, "err", err)
 			}
 		}
@@ -413,19 +413,19 @@ func (run *instance) serve(conn net.Conn, remote netip.Addr, active bool) *sessi
 
 // dial starts and stops the dialers.
 func (run *instance) dial(cfg Config, log *slog.Logger) {
-	want := map[netip.Addr]Peer{}
+	want := map[peerKey]Peer{}
 	for _, p := range cfg.Peers {
 		if p.Connect && p.Held == "" {
-			want[p.Prefix.Addr()] = p
+			want[p.key(p.Prefix.Addr())] = p
 		}
 	}
-	for addr, cancel := range run.dialers {
+	for key, cancel := range run.dialers {
 		cancel()
-		delete(run.dialers, addr)
+		delete(run.dialers, key)
 	}
-	for addr, p := range want {
+	for key, p := range want {
 		ctx, cancel := context.WithCancel(run.ctx)
-		run.dialers[addr] = cancel
+		run.dialers[key] = cancel
 		run.work.Go(func() { run.keepDialing(ctx, p, log) })
 	}
 }
@@ -437,7 +437,7 @@ func (run *instance) keepDialing(ctx context.Context, p Peer, log *slog.Logger) 
 	for {
 		wanted := false
 		run.core.do(func(c *core) {
-			if peer := c.peers[addr]; peer != nil {
+			if peer := c.peers[p.key(addr)]; peer != nil {
 				wanted = peer.up == nil && len(peer.sessions) == 0 && peer.mayConnect() == nil
 				peer.dialing = wanted
 			}
@@ -445,7 +445,7 @@ func (run *instance) keepDialing(ctx context.Context, p Peer, log *slog.Logger) 
 		if wanted {
 			conn, err := connect(ctx, p)
 			run.core.do(func(c *core) {
-				if peer := c.peers[addr]; peer != nil {
+				if peer := c.peers[p.key(addr)]; peer != nil {
 					peer.dialing = false
 					if err != nil && ctx.Err() == nil {
 						c.failed(peer, plain(err).Error())

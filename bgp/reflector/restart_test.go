@@ -257,12 +257,16 @@ func TestPanic(t *testing.T) {
 	inBed(t, Options{}, func(t *testing.T, b *bed) {
 		a, c := b.dial("10.0.0.1"), b.dial("10.0.0.2")
 		var s *session
-		b.run.core.do(func(k *core) { s = k.peers[addr("10.0.0.1")].up; s.parser.attrs = make([]attr, 1); s.peer.source = nil })
+		b.run.core.do(func(k *core) {
+			s = k.peers[peerKey{addr: addr("10.0.0.1")}].up
+			s.parser.attrs = make([]attr, 1)
+			s.peer.source = nil
+		})
 		a.say(announce4("192.0.2.1", "10.1.0.0/26")) // the core stumbles over the source that is gone
 		if got := a.events(); !strings.HasSuffix(got, "got Cease/Administrative Reset, closed") {
 			t.Errorf("a got %q", got)
 		}
-		b.run.core.do(func(k *core) { k.peers[addr("10.0.0.1")].source = &source{} })
+		b.run.core.do(func(k *core) { k.peers[peerKey{addr: addr("10.0.0.1")}].source = &source{} })
 		c.say(announce4("192.0.2.2", "10.2.0.0/26"))
 		diff(t, "goes on", b.dial("10.0.0.3").prefixes(), "10.2.0.0/26")
 	})

@@ -3,11 +3,14 @@
 package reflector
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -216,5 +219,59 @@ func TestStall(t *testing.T) {
 		if s := state("127.1.0.1"); s.Flaps != 0 {
 			t.Errorf("the other: %+v", s)
 		}
+	})
+}
+
+// Two speakers at one address, as a node's reflector and its speaker are, are told apart by their router
+// IDs: each has its own role and its own routes. A third is refused.
+func TestTwoAtOneAddress(t *testing.T) {
+	nettest.Run(t, func(t *testing.T) {
+		at := pfx("127.1.0.1/32")
+		r := listening(t,
+			Peer{Name: "client", Prefix: at, RouterID: addr("1.1.1.1"), Accept: Policy{Rules: []Rule{{Prefix: pfx("10.1.0.0/16")}}}, Advertise: Policy{Any: true}},
+			Peer{Name: "reflector", Prefix: at, RouterID: addr("2.2.2.2"), NonClient: true, Accept: Policy{Any: true}, Advertise: Policy{Any: true}},
+		)
+		join := func(id string) net.Conn {
+			conn, err := tcpClient(at.Addr(), addr("127.0.0.1"), "", 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = conn.Close() })
+			o := open{asn: 64512, hold: 90, families: 3, as4: true, id: addr(id).As4()}
+			_, _ = conn.Write(append(o.message(), keepaliveMessage()...))
+			return conn
+		}
+		ids := func() string {
+			var out []string
+			for _, s := range r.Snapshot().Sessions {
+				if s.State == bgp.StateEstablished {
+					out = append(out, s.Peer+" "+s.RouterID.String())
+				}
+			}
+			slices.Sort(out)
+			return strings.Join(out, ", ")
+		}
+		const both = "client 1.1.1.1, reflector 2.2.2.2"
+		second, first := join("2.2.2.2"), join("1.1.1.1")
+		eventually(t, "both sessions", func() bool { return ids() == both })
+		_, _ = first.Write(append(announce4("192.0.2.1", "10.1.0.0/24"), announce4("192.0.2.1", "10.2.0.0/24")...))
+		_, _ = second.Write(announce4("192.0.2.1", "10.2.0.0/24"))
+		sources := func() string {
+			var out []string
+			for _, route := range r.Routes(netip.Prefix{}) {
+				for _, p := range route.Paths {
+					out = append(out, route.Prefix.String()+" "+p.Peer)
+				}
+			}
+			return strings.Join(out, ", ")
+		}
+		eventually(t, "the routes of both", func() bool { return sources() == "10.1.0.0/24 client, 10.2.0.0/24 reflector" })
+		stranger := join("3.3.3.3")
+		_ = stranger.SetReadDeadline(time.Now().Add(5 * time.Second))
+		said, _ := io.ReadAll(stranger)
+		if want := []byte{msgNotification, errOpen, subBadID}; !bytes.Contains(said, want) {
+			t.Errorf("a third speaker is told % x, want a NOTIFICATION % x", said, want)
+		}
+		diff(t, "sessions after it", ids(), both)
 	})
 }

@@ -156,7 +156,7 @@ func (v *view) onPaths(generation int, updates []update) {
 		if s == nil || s.state != bgp.StateEstablished {
 			continue
 		}
-		r := route{nextHop: u.nextHop, pathLen: u.pathLen, ownASN: u.ownASN}
+		r := route{nextHop: u.nextHop, pathLen: u.pathLen, ownASN: u.ownASN, reflected: u.reflected}
 		r.refused = s.refuse(u.prefix, r)
 		news = v.set(s, u.prefix, r, !u.withdraw) || news
 		if v.maxPrefixes > 0 && len(s.routes) > v.maxPrefixes {

@@ -44,6 +44,7 @@ type route struct {
 	ownASN  uint8
 	stale   bool
 	refused string // why; empty: accepted
+	reflected
 }
 
 // refuse tells why a route is not accepted, or nothing.

@@ -53,8 +53,8 @@ func (v *view) path(k routeKey) (bgp.Path, bool) {
 		NextHop:   r.nextHop,
 		Peer:      k.peer,
 		Kind:      s.peer.Kind,
-		ASPathLen: r.pathLen,
-		Stale:     r.stale,
+		ASPathLen: r.pathLen, Originator: r.originator, Clusters: r.clusters,
+		Stale: r.stale,
 	}, true
 }
 

@@ -5,6 +5,7 @@ package speaker
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/osrg/gobgp/v4/api"
@@ -28,10 +29,14 @@ const (
 
 // buildGlobal is the server that g asks for.
 func buildGlobal(g bgp.Global, listen []netip.Addr) *api.Global {
+	port := int32(g.Port)
+	if port == 0 {
+		port = -1 // GoBGP's word for none
+	}
 	out := &api.Global{
 		Asn:        g.ASN,
 		RouterId:   g.RouterID.String(),
-		ListenPort: int32(g.Port),
+		ListenPort: port,
 		// GoBGP's numbers of IPv4 and IPv6 unicast. Without them it makes tables for 20 families.
 		Families: []uint32{0, 1},
 	}
@@ -142,6 +147,13 @@ type update struct {
 	nextHop  netip.Addr // invalid if there is none that could be used
 	pathLen  int        // of AS_PATH, as RFC 4271 §9.1.2.2 counts it
 	ownASN   uint8      // how often our AS stands in AS_PATH
+	reflected
+}
+
+// reflected is what reflectors say of a route: bgp.Path.
+type reflected struct {
+	originator netip.Addr
+	clusters   string
 }
 
 // parsePath reads a received path; asn is our own. It is false for what is no unicast route.
@@ -159,12 +171,27 @@ func parsePath(p *apiutil.Path, asn uint32) (update, bool) {
 			u.nextHop = a.Nexthop
 		case *packet.PathAttributeAsPath:
 			u.pathLen, u.ownASN = measure(a, asn)
+		case *packet.PathAttributeOriginatorId:
+			u.originator = a.Value
+		case *packet.PathAttributeClusterList:
+			u.clusters = clusterList(a.Value)
 		}
 	}
 	if !usable(u.nextHop, bgp.FamilyOf(u.prefix.Addr())) {
 		u.nextHop = netip.Addr{}
 	}
 	return u, true
+}
+
+func clusterList(ids []netip.Addr) string {
+	var b strings.Builder
+	for i, id := range ids {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(id.String())
+	}
+	return b.String()
 }
 
 // usable tells whether the kernel could route a prefix of the family by the next hop. An IPv4 prefix

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package topology decides which BGP sessions one node should have: with every other node (the
-// mesh), and with the routers that BGPPeers name. It is pure: nodes and BGP objects in, sessions
-// out.
+// mesh) or with reflectors, and with the routers that BGPPeers name. And it chooses the reflectors. It is
+// pure: nodes and BGP objects in, sessions out.
 package topology
 
 import (
@@ -48,6 +48,15 @@ type Input struct {
 	Pools   []netip.Prefix               // what may be accepted from anybody
 	Secrets map[string]map[string][]byte // by name in heliograph's namespace
 	Subnets []netip.Prefix               // of this node's links: BFD reaches no further
+	// Reflection is what the controller chose; nil: it has not yet.
+	Reflection *v1alpha1.RouteReflectionStatus
+	Blocks     []Block // of all nodes: what reflectors take from each
+}
+
+// Block is a block of addresses and the node that has it.
+type Block struct {
+	Node   string
+	Prefix netip.Prefix
 }
 
 // Problem is an object that could not be obeyed in full.
@@ -58,9 +67,11 @@ type Problem struct {
 
 // Output is the sessions of one node. Origins are left to the caller.
 type Output struct {
-	Global   bgp.Global
-	Peers    []bgp.Peer // sorted by Address
-	Problems []Problem
+	Global bgp.Global
+	Peers  []bgp.Peer // sorted by Address
+	// Reflection is the node's part in route reflection.
+	Reflection bgp.Reflection
+	Problems   []Problem
 }
 
 // Compute decides the sessions of in.Self. While the API does not know that node, there are none.
@@ -72,9 +83,10 @@ func Compute(in Input) Output {
 	b := builder{Input: in, self: in.Nodes[i], seen: map[netip.Addr]string{}}
 	b.out.Global = bgp.Global{ASN: b.asn(), RouterID: routerID(b.self), Port: port(in.Config.ListenPort)}
 	b.pools = slices.SortedFunc(slices.Values(in.Pools), netip.Prefix.Compare)
-	if in.Config.NodeToNodeMeshEnabled == nil || *in.Config.NodeToNodeMeshEnabled {
+	if meshEnabled(in.Config) && (in.Reflection == nil || in.Reflection.Mesh) {
 		b.mesh()
 	}
+	b.reflect()
 	peers := slices.Clone(in.Peers)
 	slices.SortFunc(peers, func(x, y v1alpha1.BGPPeer) int { return cmp.Compare(x.Name, y.Name) })
 	for _, p := range peers {
@@ -111,18 +123,28 @@ func (b *builder) asn() uint32 {
 	return uint32(*b.Config.ASNumber) //nolint:gosec // 1 to 2^32-2 by validation
 }
 
-// mesh peers with every other node, on one session, over IPv4 where both have it.
+func meshEnabled(c v1alpha1.BGPConfigurationSpec) bool {
+	return c.NodeToNodeMeshEnabled == nil || *c.NodeToNodeMeshEnabled
+}
+
+// between are the addresses of the one session between this node and another: IPv4 where both have it.
+func (b *builder) between(n Node) (local, remote netip.Addr, ok bool) {
+	local, remote = b.self.IPv4, n.IPv4
+	if !local.IsValid() || !remote.IsValid() {
+		local, remote = b.self.IPv6, n.IPv6
+	}
+	return local, remote, local.IsValid() && remote.IsValid()
+}
+
+// mesh peers with every other node.
 func (b *builder) mesh() {
 	password, held := b.password(b.Config.NodeMeshPassword)
 	for _, n := range b.Nodes {
 		if n.Name == b.self.Name {
 			continue
 		}
-		local, remote := b.self.IPv4, n.IPv4
-		if !local.IsValid() || !remote.IsValid() {
-			local, remote = b.self.IPv6, n.IPv6
-		}
-		if !local.IsValid() || !remote.IsValid() {
+		local, remote, ok := b.between(n)
+		if !ok {
 			b.problem("Node "+n.Name, "shares no address family with this node")
 			continue
 		}
@@ -143,7 +165,7 @@ func (b *builder) fabric(p v1alpha1.BGPPeer) {
 	if err != nil {
 		b.problem(object, err.Error())
 	}
-	if !selected {
+	if !selected || p.Spec.ReflectorClient {
 		return
 	}
 	addr, err := netip.ParseAddr(p.Spec.PeerIP)

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/bgp/topology"
 	"github.com/heliograph-dev/heliograph/felix/desired"
@@ -60,9 +61,9 @@ type RemoteState struct {
 	Targets     []path.Target // of the probes
 	BGP         bgp.Desired
 	Paths       []Path
-	// Refused counts, per peer address, BGP paths that its peer may not announce: a node that
-	// announces what the API does not say it owns, or anybody who announces our own blocks.
-	Refused  map[netip.Addr]Refusal
+	// Refused counts, per peer, BGP paths that it may not announce: a node that announces what the
+	// API does not say it owns, or anybody who announces our own blocks.
+	Refused  map[bgp.Neighbour]Refusal
 	MTU      int // of pods
 	Problems []snapshot.Problem
 }
@@ -83,7 +84,7 @@ func Prepare(v snapshot.View) *Draft {
 		View:     v,
 		nexthops: newNexthopTable(len(v.Nodes)),
 		owned:    map[string][]snapshot.Block{},
-		out:      RemoteState{Refused: map[netip.Addr]Refusal{}, Problems: slices.Clone(v.Problems)},
+		out:      RemoteState{Refused: map[bgp.Neighbour]Refusal{}, Problems: slices.Clone(v.Problems)},
 	}
 	c.underlay()
 	c.indexBlocks()
@@ -291,7 +292,12 @@ func (c *computation) firewall() {
 
 // speaker computes the sessions, and originates the blocks of pools that may be advertised.
 func (c *computation) speaker() {
-	in := topology.Input{Self: c.NodeName, Config: c.BGPConfig, Peers: c.BGPPeers, Secrets: c.Secrets}
+	in := topology.Input{Self: c.NodeName, Config: c.BGPConfig, Peers: c.BGPPeers, Secrets: c.Secrets, Reflection: c.Reflection}
+	if c.reflects() {
+		for _, b := range c.Blocks {
+			in.Blocks = append(in.Blocks, topology.Block{Node: b.Node, Prefix: b.CIDR})
+		}
+	}
 	for _, n := range c.Nodes {
 		in.Nodes = append(in.Nodes, topology.Node{Name: n.Name, Labels: n.Labels, IPv4: n.IPv4, IPv6: n.IPv6})
 	}
@@ -305,7 +311,7 @@ func (c *computation) speaker() {
 	for _, p := range t.Problems {
 		c.problem(p.Object, p.Reason)
 	}
-	c.out.BGP = bgp.Desired{Global: t.Global, Peers: t.Peers}
+	c.out.BGP = bgp.Desired{Global: t.Global, Peers: t.Peers, Reflection: t.Reflection}
 	if t.Global != (bgp.Global{}) {
 		c.out.BGP.Global.Restarting = c.Restarting
 	}
@@ -316,6 +322,11 @@ func (c *computation) speaker() {
 			c.out.BGP.Origins = append(c.out.BGP.Origins, bgp.Origin{Prefix: b.CIDR, NextHop: nextHop})
 		}
 	}
+}
+
+// reflects says whether this node is a reflector.
+func (c *computation) reflects() bool {
+	return c.Reflection != nil && slices.ContainsFunc(c.Reflection.Reflectors, func(r v1alpha1.Reflector) bool { return r.Node == c.NodeName })
 }
 
 func (c *computation) problem(object, reason string) {

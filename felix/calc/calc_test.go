@@ -87,6 +87,13 @@ func fromNode(prefix, nextHop, peer string) bgp.Path {
 	return bgp.Path{Prefix: netip.MustParsePrefix(prefix), NextHop: netip.MustParseAddr(nextHop), Peer: netip.MustParseAddr(peer), Kind: bgp.PeerNode}
 }
 
+// reflected is a path that the reflector on node2 passed on.
+func reflected(prefix, nextHop string) bgp.Path {
+	p := fromNode(prefix, nextHop, "192.168.11.12")
+	p.Kind = bgp.PeerReflector
+	return p
+}
+
 func fromFabric(prefix, nextHop string, asPathLen int) bgp.Path {
 	return bgp.Path{Prefix: netip.MustParsePrefix(prefix), NextHop: netip.MustParseAddr(nextHop), Peer: netip.MustParseAddr("192.168.11.1"), Kind: bgp.PeerFabric, ASPathLen: asPathLen}
 }
@@ -123,6 +130,7 @@ func TestDecide(t *testing.T) {
 		{name: "no BGP at all", enc: "Auto", to: to3, method: "VXLAN", nextHops: addrs("192.168.12.13")},
 		{name: "no BGP at all, IPv6", enc: "Auto", to: to3v6, method: "VXLAN", nextHops: []netip.Addr{mac("node3")}},
 		{name: "same subnet, its own route", enc: "Auto", paths: []bgp.Path{direct2}, to: to2, method: "Native", nextHops: addrs("192.168.11.12")},
+		{name: "same subnet, its own route by way of a reflector elsewhere", enc: "Auto", paths: []bgp.Path{reflected(to2, "192.168.11.12")}, to: to2, method: "Native", nextHops: addrs("192.168.11.12")},
 		{name: "same subnet without a route is no proof", enc: "Auto", to: to2, method: "VXLAN", nextHops: addrs("192.168.11.12")},
 		{name: "other subnet, mesh route alone: next hop is not on-link", enc: "Auto", paths: []bgp.Path{mesh3}, to: to3, method: "VXLAN", nextHops: addrs("192.168.12.13")},
 		{name: "other subnet, route from the fabric", enc: "Auto", paths: []bgp.Path{mesh3, fromFabric(to3, leaf, 3)}, to: to3, method: "Native", nextHops: addrs(leaf)},
@@ -248,16 +256,22 @@ func TestForeignClaimsAreCountedNotObeyed(t *testing.T) {
 		fromFabric("10.244.0.130/32", "192.168.11.1", 1),              // the fabric claims a part of node3's
 		fromFabric("10.244.0.0/26", "192.168.11.1", 1),                // ours comes back: ignored
 		fromFabric("10.244.77.0/26", "192.168.11.1", 1),               // somebody else's use of the pool: obeyed
+		reflected("10.244.0.128/26", "192.168.12.13"),                 // node3's block by way of a reflector: not refused
+		reflected("10.244.0.128/26", "192.168.11.12"),                 // and with another node as next hop
+		reflected("10.244.0.64/27", "192.168.11.12"),                  // a part of a block
+		reflected("10.244.0.0/26", "192.168.11.11"),                   // ours comes back: ignored
+		reflected("10.244.78.0/26", "192.168.11.7"),                   // of a router that is a client of the reflector: obeyed
 	)))
-	want := map[netip.Addr]Refusal{
-		netip.MustParseAddr("192.168.11.12"): {Routes: 3, Example: netip.MustParsePrefix("10.244.0.0/26")},
-		netip.MustParseAddr("192.168.11.1"):  {Routes: 1, Example: netip.MustParsePrefix("10.244.0.130/32")},
-		netip.MustParseAddr("192.168.99.99"): {Routes: 1, Example: netip.MustParsePrefix("10.244.9.0/26")},
+	want := map[bgp.Neighbour]Refusal{
+		{Kind: bgp.PeerNode, Address: netip.MustParseAddr("192.168.11.12")}:      {Routes: 3, Example: netip.MustParsePrefix("10.244.0.0/26")},
+		{Kind: bgp.PeerFabric, Address: netip.MustParseAddr("192.168.11.1")}:     {Routes: 1, Example: netip.MustParsePrefix("10.244.0.130/32")},
+		{Kind: bgp.PeerNode, Address: netip.MustParseAddr("192.168.99.99")}:      {Routes: 1, Example: netip.MustParsePrefix("10.244.9.0/26")},
+		{Kind: bgp.PeerReflector, Address: netip.MustParseAddr("192.168.11.12")}: {Routes: 2, Example: netip.MustParsePrefix("10.244.0.64/27")},
 	}
 	if diff := cmp.Diff(want, s.Refused, comparers); diff != "" {
 		t.Errorf("refused (-want +got):\n%s", diff)
 	}
-	for prefix, wanted := range map[string]bool{"10.244.9.0/26": false, "10.244.0.130/32": false, "10.244.77.0/26": true} {
+	for prefix, wanted := range map[string]bool{"10.244.9.0/26": false, "10.244.0.130/32": false, "10.244.77.0/26": true, "10.244.78.0/26": true, "10.244.0.64/27": false} {
 		got := slices.ContainsFunc(s.Routes, func(r desired.Route) bool { return r.Prefix.String() == prefix })
 		if got != wanted {
 			t.Errorf("route %s installed = %t, want %t", prefix, got, wanted)

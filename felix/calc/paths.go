@@ -20,7 +20,8 @@ type pathIndex struct {
 }
 
 // indexPaths sorts out what BGP learned: from a node only its own blocks count, from a router all
-// that does not lie within a block of ours. What a peer may not announce is counted, not obeyed.
+// that does not lie within a block of ours, from a reflector what either of them may announce, and a
+// node's blocks only by way of that node. What a peer may not announce is counted, not obeyed.
 func (c *computation) indexPaths() {
 	c.candidates = pathIndex{byPrefix: make(map[netip.Prefix][]bgp.Path, len(c.Blocks)), lengths: map[bgp.Family][]int{}}
 	owner := make(map[netip.Prefix]string, len(c.Blocks))
@@ -34,14 +35,21 @@ func (c *computation) indexPaths() {
 		nodeAt[n.IPv4], nodeAt[n.IPv6] = n.Name, n.Name
 	}
 	for _, p := range c.BGP.Paths {
+		sent := p
+		if p.Kind == bgp.PeerReflector && owner[p.Prefix] == "" {
+			p.Kind = bgp.PeerFabric // of a router that is a client of the reflector
+		}
 		switch {
+		case p.Kind == bgp.PeerReflector && owner[p.Prefix] != nodeAt[p.NextHop]:
+			c.refuse(sent)
+			continue
 		case p.Kind == bgp.PeerNode && (owner[p.Prefix] == "" || owner[p.Prefix] != nodeAt[p.Peer]):
 			c.refuse(p)
 			continue
 		case owner[p.Prefix] == c.NodeName:
 			continue // the fabric gives us back what is ours
 		case p.Kind == bgp.PeerFabric && c.insideBlock(p.Prefix):
-			c.refuse(p)
+			c.refuse(sent)
 			continue
 		}
 		c.candidates.byPrefix[p.Prefix] = append(c.candidates.byPrefix[p.Prefix], p)
@@ -55,12 +63,12 @@ func (c *computation) indexPaths() {
 }
 
 func (c *computation) refuse(p bgp.Path) {
-	r := c.out.Refused[p.Peer]
+	r := c.out.Refused[p.Neighbour()]
 	if r.Routes == 0 || p.Prefix.Compare(r.Example) < 0 {
 		r.Example = p.Prefix
 	}
 	r.Routes++
-	c.out.Refused[p.Peer] = r
+	c.out.Refused[p.Neighbour()] = r
 }
 
 // insideBlock says whether a prefix is a part, but not the whole, of some node's block: to obey it
@@ -77,9 +85,9 @@ func (c *computation) insideBlock(p netip.Prefix) bool {
 // shortest AS_PATH. It says what they rest on, or why there are none.
 func (c *computation) nativeHops(n snapshot.Node, f bgp.Family, b snapshot.Block) ([]hop, string) {
 	paths := c.candidates.covering(b.CIDR)
-	for _, p := range paths {
-		if link, ok := c.onLink(p.NextHop); ok && p.Kind == bgp.PeerNode && p.NextHop == n.IP(f) {
-			return []hop{{gateway: p.NextHop, device: link.Device}}, "BGP route from the node itself, in the same subnet" + stale(p.Stale)
+	if p, ok := pathTo(paths, n.IP(f)); ok {
+		if link, ok := c.onLink(p.NextHop); ok {
+			return []hop{{gateway: p.NextHop, device: link.Device}}, "BGP route from the node itself, in the same subnet" + byReflector(p) + stale(p.Stale)
 		}
 	}
 	if hops, isStale := c.fabricHops(paths); len(hops) > 0 {
@@ -94,10 +102,35 @@ func (c *computation) nativeHops(n snapshot.Node, f bgp.Family, b snapshot.Block
 	return nil, "no BGP route to " + b.CIDR.String() + c.sessionDown(n)
 }
 
+// pathTo is the path that leads to the node itself, by its own word or a reflector's. One that is not
+// stale is preferred.
+func pathTo(paths []bgp.Path, node netip.Addr) (best bgp.Path, ok bool) {
+	for _, p := range paths {
+		if (p.Kind == bgp.PeerNode || p.Kind == bgp.PeerReflector) && p.NextHop == node && (!ok || best.Stale && !p.Stale) {
+			best, ok = p, true
+		}
+	}
+	return best, ok
+}
+
+func byReflector(p bgp.Path) string {
+	if p.Kind == bgp.PeerReflector {
+		return ", by way of reflector " + p.Peer.String()
+	}
+	return ""
+}
+
 // sessionDown says of a node in the same subnet, whose own session would tell of its blocks, that it is
-// down.
+// down; or that all reflectors are out of reach.
 func (c *computation) sessionDown(n snapshot.Node) string {
+	reflectors, up := 0, 0
 	for _, s := range c.BGP.Sessions {
+		if s.Kind == bgp.PeerReflector {
+			reflectors++
+			if s.State == bgp.StateEstablished {
+				up++
+			}
+		}
 		if s.Peer != "node/"+n.Name || s.State == bgp.StateEstablished {
 			continue
 		}
@@ -106,6 +139,9 @@ func (c *computation) sessionDown(n snapshot.Node) string {
 			why = "no reason known"
 		}
 		return fmt.Sprintf("; its session is down since %s (%s)", s.Since.UTC().Format(time.TimeOnly), why)
+	}
+	if reflectors > 0 {
+		return fmt.Sprintf("; %d of %d sessions with reflectors are established", up, reflectors)
 	}
 	return ""
 }

@@ -148,9 +148,11 @@ type View struct {
 	Felix  Felix
 	// BGPConfig and BGPPeers are left as users wrote them: bgp/topology resolves them.
 	BGPConfig v1alpha1.BGPConfigurationSpec
-	BGPPeers  []v1alpha1.BGPPeer
-	Secrets   map[string]map[string][]byte
-	Problems  []Problem
+	// Reflection is the controller's choice of reflectors; nil: it has not chosen.
+	Reflection *v1alpha1.RouteReflectionStatus
+	BGPPeers   []v1alpha1.BGPPeer
+	Secrets    map[string]map[string][]byte
+	Problems   []Problem
 }
 
 // Problem is an object that is not obeyed, and why.
@@ -180,7 +182,7 @@ func Build(o Objects, l Local) View {
 	v.BGPPeers = slices.Clone(o.Peers)
 	for _, c := range o.BGP {
 		if c.Name == v1alpha1.DefaultName {
-			v.BGPConfig = c.Spec
+			v.BGPConfig, v.Reflection = c.Spec, c.Status.RouteReflection
 		}
 	}
 	v.Felix = felixOf(o.Felix, l.NodeName)

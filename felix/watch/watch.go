@@ -283,7 +283,7 @@ func readiness(conditions []corev1.NodeCondition) []corev1.NodeCondition {
 }
 
 // matters says whether an update changed anything that an agent looks at: not a heartbeat, and
-// not a status.
+// of statuses only who reflects routes.
 func matters(before, after any) bool {
 	switch a := after.(type) {
 	case *corev1.Node:
@@ -292,9 +292,25 @@ func matters(before, after any) bool {
 	case *corev1.Secret:
 		b, ok := before.(*corev1.Secret)
 		return !ok || !reflect.DeepEqual(a.Data, b.Data)
+	case *v1alpha1.BGPConfiguration:
+		b, ok := before.(*v1alpha1.BGPConfiguration)
+		return !ok || a.Generation != b.Generation || a.UID != b.UID || !reflect.DeepEqual(reflection(a), reflection(b))
 	case client.Object:
 		b, ok := before.(client.Object)
 		return !ok || a.GetGeneration() != b.GetGeneration() || a.GetUID() != b.GetUID()
 	}
 	return true
+}
+
+// reflection is what agents follow of the choice of reflectors.
+func reflection(c *v1alpha1.BGPConfiguration) []any {
+	r := c.Status.RouteReflection
+	if r == nil {
+		return nil
+	}
+	out := []any{r.Mesh}
+	for _, x := range r.Reflectors {
+		out = append(out, x.Node, x.ClusterID)
+	}
+	return out
 }

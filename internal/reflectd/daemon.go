@@ -4,7 +4,6 @@ package reflectd
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,7 +11,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"reflect"
 	"time"
 
@@ -33,8 +31,6 @@ type Options struct {
 	Poll   time.Duration // 0: a second
 }
 
-const beatEvery = 5 * time.Second
-
 // daemon keeps a reflector equal to a file.
 type daemon struct {
 	opts     Options
@@ -42,7 +38,7 @@ type daemon struct {
 	settings Settings
 	engine   *reflector.Reflector
 	applied  bool // settings are in force
-	beat     time.Time
+	memory   *Memory
 	failed   string // why the file could not be used, to say so once
 }
 
@@ -57,6 +53,7 @@ func Run(ctx context.Context, opts Options) error {
 		opts.Poll = time.Second
 	}
 	d := &daemon{opts: opts, log: opts.Log, settings: settings}
+	d.memory = &Memory{Dir: settings.StateDir}
 	d.engine = reflector.New(reflector.Options{Restarted: d.remembered(time.Now())}, d.log)
 	if err := d.engine.Apply(ctx, settings.Config); err != nil {
 		_ = d.engine.Stop(context.WithoutCancel(ctx), true)
@@ -175,78 +172,28 @@ func (d *daemon) serve(ctx context.Context, address string) (stop func(), err er
 	return func() { _ = server.Close(); <-done }, nil
 }
 
-// memory is what a restart needs to know: whom to wait for (RFC 4724 §4.1).
-type memory struct {
-	Established []netip.Addr `json:"established"`
-}
-
-func (d *daemon) memoryFile() string { return filepath.Join(d.settings.StateDir, "established.json") }
-
 // remember writes who is connected. It is written at each change, since a crash gives no notice.
 func (d *daemon) remember() {
-	if d.settings.StateDir == "" {
-		return
-	}
-	snapshot := d.engine.Snapshot()
-	m := memory{Established: snapshot.Deferring} // they are still expected
-	for _, s := range snapshot.Sessions {
-		if s.State == "Established" || len(s.Stale) > 0 {
-			m.Established = append(m.Established, s.Address)
-		}
-	}
-	if err := d.write(m); err != nil {
+	if err := d.memory.Remember(d.engine.Snapshot()); err != nil {
 		d.log.Error("state cannot be written: after a crash routes may flap", "err", err)
 	}
 }
 
-// heartbeat keeps the file young: its age tells the next process how long nobody has run.
 func (d *daemon) heartbeat(now time.Time) {
-	if d.settings.StateDir == "" || now.Sub(d.beat) < beatEvery {
-		return
-	}
-	d.beat = now
-	if err := os.Chtimes(d.memoryFile(), now, now); errors.Is(err, os.ErrNotExist) {
+	if d.memory.Beat(now) {
 		d.remember()
 	}
 }
 
-func (d *daemon) write(m memory) error {
-	b, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(d.settings.StateDir, 0o700); err != nil {
-		return err
-	}
-	// Renamed into place: a crash leaves the old list or the new one. No fsync: a crash of the machine
-	// ends the clients' stale timers as well.
-	next := d.memoryFile() + ".next"
-	if err := os.WriteFile(next, b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(next, d.memoryFile())
-}
-
-// remembered returns who was connected a moment ago. After the restart time nobody waits for us either.
+// remembered returns who was connected a moment ago, if clients keep their routes over a restart.
 func (d *daemon) remembered(now time.Time) []netip.Addr {
 	gr := d.settings.Config.GracefulRestart
-	if d.settings.StateDir == "" || !gr.Enabled {
+	if !gr.Enabled {
 		return nil
 	}
-	info, err := os.Stat(d.memoryFile())
-	if err != nil {
-		return nil // a first start
-	}
-	if age := now.Sub(info.ModTime()); age > gr.RestartTime {
-		return nil
-	}
-	var m memory
-	b, err := os.ReadFile(d.memoryFile())
-	if err == nil {
-		err = json.Unmarshal(b, &m)
-	}
+	who, err := d.memory.Remembered(now, gr.RestartTime)
 	if err != nil {
 		d.log.Warn("state cannot be read: routes may flap", "err", err)
 	}
-	return m.Established
+	return who
 }

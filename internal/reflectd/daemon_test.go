@@ -117,13 +117,14 @@ func TestRun(t *testing.T) {
 }
 
 func TestRemembers(t *testing.T) {
-	d := &daemon{log: slog.New(slog.DiscardHandler), settings: Settings{StateDir: t.TempDir()}}
+	dir := t.TempDir()
+	d := &daemon{log: slog.New(slog.DiscardHandler), settings: Settings{StateDir: dir}, memory: &Memory{Dir: dir}}
 	d.settings.Config.GracefulRestart.Enabled = true
 	d.settings.Config.GracefulRestart.RestartTime = time.Minute
 	if got := d.remembered(time.Now()); got != nil {
 		t.Errorf("a first start: %v", got)
 	}
-	if err := os.WriteFile(d.memoryFile(), []byte(`{"established":["10.0.0.1","2001:db8::1"]}`), 0o600); err != nil {
+	if err := os.WriteFile(d.memory.file(), []byte(`{"established":["10.0.0.1","2001:db8::1"]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if got := d.remembered(time.Now()); fmt.Sprint(got) != "[10.0.0.1 2001:db8::1]" {

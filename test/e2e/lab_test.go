@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,9 @@ import (
 )
 
 const namespace = "heliograph-e2e"
+
+// nodes is how large the lab is. Most tests are made for 3.
+var nodes = flag.Int("nodes", 3, "nodes of the lab")
 
 // repo is the root of the tree.
 var repo = filepath.Join("..", "..")
@@ -51,7 +55,7 @@ func run(m *testing.M) (code int, err error) {
 		return 0, nil
 	}
 	wasUp = isUp()
-	up := exec.Command(labBinary(), "up")
+	up := exec.Command(labBinary(), "up", "--nodes="+strconv.Itoa(*nodes))
 	up.Stdout, up.Stderr = os.Stdout, os.Stderr
 	if !wasUp {
 		defer func() {
