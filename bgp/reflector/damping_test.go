@@ -201,3 +201,29 @@ func TestManyNeighbours(t *testing.T) {
 		b.dial("10.0.2.3").mustBeClosed()
 	})
 }
+
+// Of two speakers at one address, one that resets is damped, and the other is not.
+func TestDampsOneOfTwo(t *testing.T) {
+	inBed(t, Options{}, func(t *testing.T, b *bed) {
+		at := Peer{Prefix: pfx("10.0.0.1/32"), Accept: Policy{Any: true}, Advertise: Policy{Any: true}}
+		for _, id := range []string{"1.1.1.1", "2.2.2.2"} {
+			p := at
+			p.Name, p.RouterID = id, addr(id)
+			b.cfg.Peers = append(b.cfg.Peers, p)
+		}
+		b.apply()
+		as := func(id string) func(*open) {
+			return func(o *open) { o.id, o.hold = addr(id).As4(), 0 }
+		}
+		for range freeResets + 1 {
+			b.dial("10.0.0.1", as("1.1.1.1")).close()
+		}
+		for range 2 * freeResets {
+			diff(t, "the one", b.dial("10.0.0.1", as("1.1.1.1")).events(), "OPEN, got Cease/Connection Rejected, closed")
+			diff(t, "a third", b.dial("10.0.0.1", as("3.3.3.3")).events(), "OPEN, got OPEN Message Error/Bad BGP Identifier, closed")
+		}
+		diff(t, "the other", b.dial("10.0.0.1", as("2.2.2.2")).events(), initial)
+		time.Sleep(firstIdle)
+		diff(t, "the one, later", b.dial("10.0.0.1", as("1.1.1.1")).events(), initial)
+	})
+}

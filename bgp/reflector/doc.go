@@ -53,6 +53,14 @@
 // later; we have a shared log to keep short), and so does a cursor that lags more than Options.MaxLag
 // bytes behind. Either costs that client alone, and by then all that was held for it was held once.
 //
+// # Clients that do harm
+//
+// A session that comes and goes costs every other client two messages. damping keeps a client in Idle
+// whose sessions are short one after the other (RFC 4271 §8.1.1). core.pace gives an endless run of
+// flushes, which one flapping route can cause, a slower rhythm than a burst. MaxPrefixes bounds what one
+// client may have, Options.MaxOctets what all may; core.relieve shuts out whoever has most. A reader
+// waits while the core is behind, so a flood of messages is slowed down by TCP.
+//
 // # Deviations, chosen
 //
 // The interval of RFC 4271 §9.2.1.1 (MinRouteAdvertisementInterval) is not 5 s but nothing after a quiet

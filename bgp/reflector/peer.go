@@ -90,7 +90,7 @@ func (c *core) peerOf(addr, id netip.Addr) (*peer, error) {
 	}
 	if len(c.peers) >= c.opts.MaxPeers {
 		// Those who have gone make room: many at once, since who came in such numbers may go on.
-		c.forget(func(p *peer) bool { return !p.damping.active(time.Now()) })
+		c.forget(func(*peer) bool { return true })
 	}
 	if len(c.peers) >= c.opts.MaxPeers {
 		return nil, errors.New("too many peers")
@@ -100,10 +100,13 @@ func (c *core) peerOf(addr, id netip.Addr) (*peer, error) {
 	return p, nil
 }
 
-// forget drops what is known of neighbours from ranges that have gone, if the choice falls on them.
+// forget drops what is known of neighbours from ranges that have gone, if the choice falls on them. Who is
+// shut out would be let in again: they stay.
 func (c *core) forget(choice func(p *peer) bool) {
+	now := time.Now()
 	for key, p := range c.peers {
-		if p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil && choice(p) {
+		gone := p.dynamic && p.up == nil && len(p.sessions) == 0 && p.source == nil
+		if gone && !now.Before(p.heldUntil) && !p.damping.active(now) && choice(p) {
 			delete(c.peers, key)
 		}
 	}
@@ -124,17 +127,35 @@ func (p *peer) mayConnect() error {
 	return nil
 }
 
+// candidate is the peer that a connection may be of, and why it must not be; nil: nobody's. Of several at
+// one address it is the first that may connect: which of them it is, its OPEN tells.
+func (c *core) candidate(addr netip.Addr) (*peer, error) {
+	p, err := c.peerOf(addr, netip.Addr{})
+	if err != nil {
+		return nil, err
+	}
+	if err = p.mayConnect(); err == nil || !p.cfg.RouterID.IsValid() {
+		return p, err
+	}
+	for _, cfg := range c.cfg.Peers {
+		if other := c.peers[cfg.key(addr)]; other != nil && cfg.Prefix == p.cfg.Prefix && other.mayConnect() == nil {
+			return other, nil
+		}
+	}
+	return p, err
+}
+
 // begin makes a session of a connection; nil: refused, and the connection is closed. A neighbour is told
 // so (RFC 4486 §4), a stranger is not: it may become a neighbour in a moment, and some who get a
 // NOTIFICATION take long until they try again.
 func (c *core) begin(conn net.Conn, addr netip.Addr, active bool) (*session, *notification) {
 	addr = addr.Unmap().WithZone("")
-	p, err := c.peerOf(addr, netip.Addr{})
-	if err != nil {
+	p, err := c.candidate(addr)
+	if p == nil {
 		c.log.Debug("connection refused", "address", addr, "why", err)
 		return nil, nil
 	}
-	if err := p.mayConnect(); err != nil {
+	if err != nil {
 		p.damping.refused++
 		c.log.Debug("connection refused", "peer", p.name(), "address", addr, "why", err)
 		return nil, notify(errCease, subRejected, nil, "%v", err)
@@ -289,7 +310,8 @@ func (e closed) on(c *core) {
 	if _, ok := p.sessions[e.session]; ok {
 		delete(p.sessions, e.session)
 		c.failed(p, e.ended.text)
-		if !e.session.active { // how often we try, ConnectRetryTimer says
+		// How often we try, ConnectRetryTimer says; whose it was of two at one address, only an OPEN.
+		if s := e.session; !s.active && (!s.cfg.RouterID.IsValid() || s.cfg.RouterID == netip.AddrFrom4(s.neg.id)) {
 			c.oscillate(p, 0, e.ended)
 		}
 		return

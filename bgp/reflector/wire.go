@@ -101,7 +101,7 @@ func (n *notification) message() []byte {
 // innocent tells whether what we send says that the peer did nothing wrong.
 func (n *notification) innocent() bool {
 	switch n.subcode {
-	case subShutdown, subDeconfigured, subConfigChange, subCollision:
+	case subShutdown, subDeconfigured, subConfigChange, subCollision, subRejected:
 		return n.code == errCease
 	}
 	return false
