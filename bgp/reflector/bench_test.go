@@ -4,6 +4,7 @@ package reflector
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"testing"
 )
 
@@ -45,5 +46,19 @@ func BenchmarkFeed(b *testing.B) {
 		}
 		batch.on(c)
 		c.flush()
+	}
+}
+
+// BenchmarkSnapshot is what the core is held up for, with as many neighbours as are remembered.
+func BenchmarkSnapshot(b *testing.B) {
+	c := newCore(Config{ASN: 64512, RouterID: addr("10.255.0.1"), Peers: []Peer{{Name: "clients", Prefix: pfx("10.0.0.0/8")}}}, Options{}.withDefaults(), nil)
+	for i := range 10_000 {
+		if _, err := c.peerOf(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), netip.Addr{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		c.snapshot()
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
@@ -25,6 +26,10 @@ const (
 	flushRate  = 100
 	// staleTime bounds how long stale routes wait for an End-of-RIB after the session is back.
 	staleTime = 6 * time.Minute
+	// pokeEvery is how often Changed has a value at most, and pokePerPeer what each neighbour adds: the
+	// snapshot that it leads to costs the core about a microsecond for each.
+	pokeEvery   = 200 * time.Millisecond
+	pokePerPeer = 100 * time.Microsecond
 	// forgetAfter is how long a neighbour from a range is remembered once it is gone.
 	forgetAfter = 10 * time.Minute
 )
@@ -57,6 +62,9 @@ type core struct {
 	delay      time.Duration
 	flushed    time.Time
 	credit     float64 // flushes that may still be quick
+
+	poking atomic.Bool // a poke is due
+	poked  time.Time   // when the last was, or is
 
 	// RFC 4724 §4.1: after a restart routes are held back until those who were here have told theirs.
 	awaited map[netip.Addr]struct{}
@@ -161,11 +169,26 @@ func (c *core) batch(s *session) *batch {
 	return b
 }
 
+// poke says that something has changed: at once, and then together with what comes in the next moment. Whoever
+// hears it takes a snapshot, and clients that come and go must not make the core do nothing else.
 func (c *core) poke() {
-	select {
-	case c.changed <- struct{}{}:
-	default:
+	if !c.poking.CompareAndSwap(false, true) {
+		return // it will be said
 	}
+	say := func() {
+		c.poking.Store(false)
+		select {
+		case c.changed <- struct{}{}:
+		default:
+		}
+	}
+	wait := pokeEvery + time.Duration(len(c.peers))*pokePerPeer - time.Since(c.poked)
+	c.poked = time.Now().Add(max(0, wait))
+	if wait <= 0 {
+		say()
+		return
+	}
+	time.AfterFunc(wait, say)
 }
 
 func (c *core) dirty() int { return len(c.tables[ipv4].dirty) + len(c.tables[ipv6].dirty) }

@@ -227,3 +227,38 @@ func TestDampsOneOfTwo(t *testing.T) {
 		diff(t, "the one, later", b.dial("10.0.0.1", as("1.1.1.1")).events(), initial)
 	})
 }
+
+// However many clients come and go, whoever watches is told a few times a second, and of the last change too.
+func TestChangedRate(t *testing.T) {
+	inBed(t, Options{}, func(t *testing.T, b *bed) {
+		told := 0
+		drain := func() {
+			select {
+			case <-b.Changed():
+				told++
+			default:
+			}
+		}
+		drain()
+		for i := range 200 { // two seconds
+			c := b.dial(netip.AddrFrom4([4]byte{10, 0, 1, byte(i)}).String())
+			time.Sleep(10 * time.Millisecond)
+			c.close()
+			drain()
+		}
+		if told < 5 || told > 12 {
+			t.Errorf("told %d times in two seconds", told)
+		}
+		told = 0
+		time.Sleep(pokeEvery + 201*pokePerPeer)
+		synctest.Wait()
+		if drain(); told != 1 {
+			t.Error("not told of the last")
+		}
+		time.Sleep(time.Second)
+		b.dial("10.0.2.1")
+		if drain(); told != 2 {
+			t.Error("a lone change is not told at once")
+		}
+	})
+}

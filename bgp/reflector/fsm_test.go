@@ -188,6 +188,23 @@ func TestSecondConnection(t *testing.T) {
 	})
 }
 
+// Both sides' connections cross, and one is established before the OPEN of the other comes: it stays, also if
+// both sides can restart. Later, a connection means that the peer has restarted.
+func TestCrossedConnections(t *testing.T) {
+	inBed(t, Options{}, func(t *testing.T, b *bed) {
+		first, second := b.crossed("10.0.0.1", true, withRestart(false)), b.crossed("10.0.0.1", false, withRestart(false))
+		first.say(first.open.message(), keepaliveMessage())
+		second.say(second.open.message())
+		diff(t, "the later one", second.events(), "OPEN, got Cease/Connection Collision Resolution, closed")
+		diff(t, "the first", first.events(), initial)
+		time.Sleep(crossing)
+		diff(t, "a restart", b.dial("10.0.0.1", withRestart(true)).events(), initial)
+		if s := b.session("10.0.0.1"); s.Flaps != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
 // What a peer says when it ends a session, and whatever it writes (RFC 9003), is told.
 func TestReceivedNotification(t *testing.T) {
 	inBed(t, Options{}, func(t *testing.T, b *bed) {

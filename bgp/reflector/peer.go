@@ -11,6 +11,9 @@ import (
 	"github.com/heliograph-dev/heliograph/bgp"
 )
 
+// crossing is how long after the start of a session the other side's connection may still be on its way.
+const crossing = 3 * time.Second
+
 // maxConnections of one neighbour that are not established: two collide, more are a flood.
 const maxConnections = 4
 
@@ -20,6 +23,7 @@ type peer struct {
 	cfg     Peer
 	accept  compiled
 	dynamic bool // from a range: it exists since it connected
+	label   string
 
 	sessions map[*session]struct{} // not established
 	up       *session
@@ -51,9 +55,13 @@ func (p Peer) key(addr netip.Addr) peerKey { return peerKey{addr, p.RouterID} }
 
 func (p *peer) key() peerKey { return p.cfg.key(p.addr) }
 
+// name is made once: a snapshot has ten thousand of them.
 func (p *peer) name() string {
+	if p.dynamic && p.label == "" {
+		p.label = p.cfg.Name + "/" + p.addr.String()
+	}
 	if p.dynamic {
-		return p.cfg.Name + "/" + p.addr.String()
+		return p.label
 	}
 	return p.cfg.Name
 }
@@ -191,8 +199,10 @@ func (c *core) collide(s *session) *notification {
 	}
 	p = s.peer
 	if up := p.up; up != nil && !up.stopped() {
-		// RFC 4724 §5: one that can restart has restarted, though its old connection seems to live.
-		if up.neg.restart == nil || s.neg.restart == nil {
+		// RFC 4724 §5: one that can restart has restarted, though its old connection seems to live; but not
+		// in the moment in which both sides' connections have crossed.
+		crossed := up.active != s.active && time.Since(p.since) < crossing
+		if up.neg.restart == nil || s.neg.restart == nil || crossed {
 			return collision()
 		}
 		up.kill(nil, "peer connected again")
@@ -386,7 +396,7 @@ func (c *core) end(p *peer, n *notification) {
 }
 
 // state is the peer's for status.
-func (p *peer) state() bgp.SessionState {
+func (p *peer) state(now time.Time) bgp.SessionState {
 	switch {
 	case p.up != nil:
 		return bgp.StateEstablished
@@ -403,7 +413,7 @@ func (p *peer) state() bgp.SessionState {
 	switch {
 	case len(p.sessions) > 0:
 		return best
-	case time.Now().Before(p.heldUntil), p.damping.active(time.Now()):
+	case now.Before(p.heldUntil), p.damping.active(now):
 		return bgp.StateIdle
 	case p.dialing:
 		return bgp.StateConnect

@@ -83,7 +83,8 @@ func New(opts Options, log *slog.Logger) *Reflector {
 	return &Reflector{opts: opts.withDefaults(), log: log, changed: make(chan struct{}, 1)}
 }
 
-// Changed has a value when a session has come up or gone down since it was last read.
+// Changed has a value when a session has come up or gone down since it was last read. It has one five times
+// a second at most, more rarely if there are thousands of neighbours.
 func (r *Reflector) Changed() <-chan struct{} { return r.changed }
 
 // Apply makes the reflector equal to a Config. Sessions that the difference does not concern go on. An
@@ -199,7 +200,7 @@ func (c *core) configure(cfg Config) {
 // reconfigure changes one peer, without a reset if that is possible.
 func (c *core) reconfigure(p *peer, now Peer) {
 	was := p.cfg
-	p.cfg, p.accept, p.dynamic = now, now.Accept.compile(), !now.single()
+	p.cfg, p.accept, p.dynamic, p.label = now, now.Accept.compile(), !now.single(), ""
 	if now.needsReset(was) {
 		c.end(p, shutdown(subConfigChange, ""))
 		return

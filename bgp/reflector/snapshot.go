@@ -91,7 +91,34 @@ func (r *Reflector) Snapshot() Snapshot {
 	if run != nil {
 		run.core.do(func(c *core) { out = c.snapshot() })
 	}
+	// Not on the core, which must not be held up for long by ten thousand neighbours.
+	slices.SortFunc(out.Deferring, netip.Addr.Compare)
+	slices.SortFunc(out.Groups, func(a, b Group) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(out.Sessions, func(a, b Session) int { return a.Address.Compare(b.Address) })
 	return out
+}
+
+// Known returns the neighbours that have a session or routes here, or are waited for after a restart:
+// whom a next process has to wait for (Options.Restarted). It costs a small part of a Snapshot.
+func (r *Reflector) Known() []netip.Addr {
+	r.applying.Lock()
+	run := r.run
+	r.applying.Unlock()
+	var out []netip.Addr
+	if run != nil {
+		run.core.do(func(c *core) {
+			for a := range c.awaited {
+				out = append(out, a)
+			}
+			for _, p := range c.peers {
+				if p.up != nil || p.stale != 0 {
+					out = append(out, p.addr)
+				}
+			}
+		})
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
 }
 
 // Routes returns the routes within a prefix, or all if it is invalid, sorted.
@@ -111,7 +138,6 @@ func (c *core) snapshot() Snapshot {
 	for a := range c.awaited {
 		out.Deferring = append(out.Deferring, a)
 	}
-	slices.SortFunc(out.Deferring, netip.Addr.Compare)
 	sent := map[int]*groupCount{}
 	for f := range families {
 		out.Routes[f] = len(c.tables[f].dests)
@@ -125,11 +151,11 @@ func (c *core) snapshot() Snapshot {
 		sent[g.id] = c.count(g)
 		out.Groups = append(out.Groups, g.public())
 	}
-	slices.SortFunc(out.Groups, func(a, b Group) int { return cmp.Compare(a.ID, b.ID) })
+	now := time.Now()
+	out.Sessions = make([]Session, 0, len(c.peers))
 	for _, p := range c.peers {
-		out.Sessions = append(out.Sessions, p.public(sent))
+		out.Sessions = append(out.Sessions, p.public(now, sent))
 	}
-	slices.SortFunc(out.Sessions, func(a, b Session) int { return a.Address.Compare(b.Address) })
 	return out
 }
 
@@ -179,16 +205,16 @@ func (g *group) lag(s *session) uint64 {
 	return 0
 }
 
-func (p *peer) public(sent map[int]*groupCount) Session {
+func (p *peer) public(now time.Time, sent map[int]*groupCount) Session {
 	out := Session{
 		Session: bgp.Session{
-			Peer: p.name(), Kind: bgp.PeerNode, Address: p.addr, ASN: p.cfg.ASN, State: p.state(), Since: p.since,
+			Peer: p.name(), Kind: bgp.PeerNode, Address: p.addr, ASN: p.cfg.ASN, State: p.state(now), Since: p.since,
 			Flaps: p.flaps, LastError: p.lastError, EndOfRIB: p.eor.public(),
 		},
 		Dynamic: p.dynamic, NonClient: p.cfg.NonClient, Updates: p.updates, Malformed: p.problems, Problem: p.problem,
 		Stale: p.stale.public(), Short: p.damping.short, Refused: p.damping.refused,
 	}
-	if p.up == nil && p.damping.active(time.Now()) {
+	if p.up == nil && p.damping.active(now) {
 		out.Damped = p.damping.until
 		out.LastError = fmt.Sprintf("%s, the last: %s", p.damping.why(), p.lastError)
 	}

@@ -174,7 +174,7 @@ func (d *daemon) serve(ctx context.Context, address string) (stop func(), err er
 
 // remember writes who is connected. It is written at each change, since a crash gives no notice.
 func (d *daemon) remember() {
-	if err := d.memory.Remember(d.engine.Snapshot()); err != nil {
+	if err := d.memory.RememberKnown(d.engine); err != nil {
 		d.log.Error("state cannot be written: after a crash routes may flap", "err", err)
 	}
 }

@@ -29,18 +29,30 @@ type memory struct {
 
 func (m *Memory) file() string { return filepath.Join(m.Dir, "established.json") }
 
-// Remember writes who is connected, or is still expected.
+// Remember writes who is connected, or is still expected. RememberKnown is cheaper.
 func (m *Memory) Remember(snapshot reflector.Snapshot) error {
+	who := snapshot.Deferring
+	for _, s := range snapshot.Sessions {
+		if s.State == "Established" || len(s.Stale) > 0 {
+			who = append(who, s.Address)
+		}
+	}
+	return m.write(who)
+}
+
+// RememberKnown writes whom the reflector knows.
+func (m *Memory) RememberKnown(engine *reflector.Reflector) error {
 	if m.Dir == "" {
 		return nil
 	}
-	what := memory{Established: snapshot.Deferring}
-	for _, s := range snapshot.Sessions {
-		if s.State == "Established" || len(s.Stale) > 0 {
-			what.Established = append(what.Established, s.Address)
-		}
+	return m.write(engine.Known())
+}
+
+func (m *Memory) write(who []netip.Addr) error {
+	if m.Dir == "" {
+		return nil
 	}
-	b, err := json.Marshal(what)
+	b, err := json.Marshal(memory{Established: who})
 	if err != nil {
 		return fmt.Errorf("encode: %w", err)
 	}

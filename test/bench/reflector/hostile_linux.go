@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -38,6 +39,7 @@ const hostileConf = `asNumber: 65000
 routerID: 127.255.0.1
 listen: {addresses: [127.0.0.1], port: 1790}
 metricsAddress: 127.0.0.1:9813
+stateDir: {dir}/state
 clients:
 - {name: clients, prefix: 127.1.0.0/16, accept: [10.0.0.0/8 le 32, "fd00::/32 le 128"], maxPrefixes: 64}
 - {name: strangers, prefix: 127.2.0.0/16, accept: [11.0.0.0/8 le 32, "fd01::/16 le 128"], maxPrefixes: 64, addPaths: true}
@@ -96,7 +98,7 @@ func Attack(ctx context.Context, o HostileOptions) (HostileResult, error) {
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // a scratch directory
 	raiseFileLimit()
-	p, err := target{file: "heliograph.yaml", conf: hostileConf, args: []string{o.Binary, "-f", "{dir}/heliograph.yaml"}}.start(ours, dir)
+	p, err := target{file: "heliograph.yaml", conf: strings.ReplaceAll(hostileConf, "{dir}", dir), args: []string{o.Binary, "-f", "{dir}/heliograph.yaml"}}.start(ours, dir)
 	if err != nil {
 		return HostileResult{}, err
 	}
