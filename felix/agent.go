@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/heliograph-dev/heliograph/felix/calc"
+	"github.com/heliograph-dev/heliograph/felix/inspect"
 	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/probe"
@@ -200,7 +202,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	for name, part := range map[string]func(context.Context) error{
 		"kernel monitor": a.monitor.Run, "nft monitor": a.drivers.monitorNFT, "loop": a.loop.run, "prober": a.prober.Run,
-		"cni socket": a.pods.run, "bgp": a.bgp.run, "events": a.events.run,
+		"cni socket": a.pods.run, "bgp": a.bgp.run, "inspection": a.inspect, "events": a.events.run,
 		"reporter": func(ctx context.Context) error { a.reporter.run(ctx); return nil },
 		"health":   func(ctx context.Context) error { return a.health.serve(ctx, a.opts.MetricsAddress) },
 	} {
@@ -216,6 +218,18 @@ func (a *Agent) Run(ctx context.Context) error {
 	farewell, done := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 	defer done()
 	return errors.Join(err, a.stop(farewell))
+}
+
+// inspect shows the BGP tables to root. Without it everything else goes on.
+func (a *Agent) inspect(ctx context.Context) error {
+	server := inspect.New(inspect.Options{
+		Socket: filepath.Join(filepath.Dir(a.opts.Socket), filepath.Base(inspect.SocketPath)), Speakers: []inspect.Speaker{a.bgp.node, a.bgp.client}, Reflector: a.bgp.engine,
+	}, a.log)
+	if err := server.Serve(ctx); err != nil {
+		a.log.Error("the BGP tables cannot be shown: bgp routes will have no answer from this node", "error", err)
+	}
+	<-ctx.Done()
+	return nil
 }
 
 // stop leaves the BGP sessions so that peers keep our routes (RFC 4724), unless we go for good.

@@ -116,7 +116,7 @@ func TestRestartAdopts(t *testing.T) {
 			t.Errorf("path %+v", p)
 		}
 		session := func(ip string, s bgp.SessionState, f ...bgp.Family) bgp.Session {
-			return bgp.Session{Address: addr(ip), State: s, EndOfRIB: f}
+			return bgp.Session{Kind: bgp.PeerNode, Address: addr(ip), State: s, EndOfRIB: f}
 		}
 		w.speaker.set(bgp.Snapshot{Running: true, Sessions: []bgp.Session{
 			session("192.168.11.2", bgp.StateEstablished, bgp.IPv4, bgp.IPv6), session("192.168.12.3", bgp.StateActive),

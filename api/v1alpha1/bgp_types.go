@@ -261,7 +261,7 @@ type BGPConfigurationStatus struct {
 // +kubebuilder:resource:scope=Cluster,categories=heliograph
 // +kubebuilder:printcolumn:name="AS",type=integer,JSONPath=`.spec.asNumber`
 // +kubebuilder:printcolumn:name="Mesh",type=boolean,JSONPath=`.status.routeReflection.mesh`
-// +kubebuilder:printcolumn:name="Reflectors",type=string,JSONPath=`.status.routeReflection.reflectors[*].node`
+// +kubebuilder:printcolumn:name="Reflection",type=string,JSONPath=`.status.routeReflection.reason`
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="self.metadata.name == 'default'",message="the name of the one BGPConfiguration is 'default'"

@@ -201,6 +201,17 @@ func (e *election) set(r *v1alpha1.Reflector, s v1alpha1.ReflectorState, reason 
 	r.Reason = reason
 }
 
+// passed says whether a time has gone by; if not, there is another look when it has. A beginning that lies
+// ahead is one of before the clock was set back: it tells nothing, and must not be waited for.
+func (e *election) passed(since time.Time, d time.Duration) bool {
+	gone := e.Now.Sub(since)
+	if gone >= d || gone < -time.Minute {
+		return true
+	}
+	e.lookAgain(since.Add(d))
+	return false
+}
+
 func (e *election) lookAgain(at time.Time) {
 	if e.out.Next.IsZero() || at.Before(e.out.Next) {
 		e.out.Next = at
@@ -294,8 +305,7 @@ func (e *election) unreachable(name string) bool {
 		if i < 0 {
 			return false
 		}
-		if since := n.Reflector.Missing[i].Since; e.Now.Sub(since) < unreachableAfter {
-			e.lookAgain(since.Add(unreachableAfter))
+		if !e.passed(n.Reflector.Missing[i].Since, unreachableAfter) {
 			return false
 		}
 		witnesses++
@@ -354,8 +364,7 @@ func (e *election) spread() {
 		return
 	}
 	for _, r := range e.list {
-		if at := r.Since.Add(spreadDwell); e.Now.Before(at) {
-			e.lookAgain(at)
+		if !e.passed(r.Since.Time, spreadDwell) {
 			return
 		}
 	}
@@ -423,16 +432,11 @@ func (e *election) promote() {
 		if report := e.nodes[r.Node].Reflector; report != nil && report.Problem == "" {
 			has = report.Converged
 		}
-		late := r.Since.Add(joinPatience)
 		switch {
 		case has >= clients && has > 0:
 			e.set(r, v1alpha1.ReflectorActive, fmt.Sprintf("has the routes of its %d clients", has))
-		case 2*has >= clients && has > 0 && !e.Now.Before(late):
+		case e.passed(r.Since.Time, joinPatience) && 2*has >= clients && has > 0:
 			e.set(r, v1alpha1.ReflectorActive, fmt.Sprintf("has the routes of %d of its %d clients; the others have not come in %s", has, clients, joinPatience))
-		default:
-			if e.Now.Before(late) {
-				e.lookAgain(late)
-			}
 		}
 	}
 }
@@ -489,8 +493,7 @@ func (e *election) closeMesh() {
 		e.reason += "; the mesh ends when the reflectors have all routes"
 	default:
 		for _, r := range e.list {
-			if at := r.Since.Add(meshDwell); e.Now.Before(at) {
-				e.lookAgain(at)
+			if !e.passed(r.Since.Time, meshDwell) {
 				return
 			}
 		}
@@ -545,9 +548,8 @@ func (e *election) dissolve() {
 			behind++
 		}
 	}
-	if late := begun.Add(joinPatience); behind > 0 && e.Now.Before(late) || e.Status == nil || !e.Status.Mesh {
+	if late := e.passed(begun, joinPatience); behind > 0 && !late || e.Status == nil || !e.Status.Mesh {
 		e.reason += "; the reflectors stay until the mesh has all routes"
-		e.lookAgain(late)
 		return
 	}
 	e.list = nil

@@ -400,3 +400,18 @@ func (w *world) event(rng *rand.Rand, n int) {
 		}
 	}
 }
+
+// The clock of the controller's node is set back by an hour while reflectors join: nobody waits for an hour.
+func TestElectClockStep(t *testing.T) {
+	w := newWorld(t, 60, nil)
+	w.once()
+	w.obey()
+	w.now = w.now.Add(-time.Hour)
+	if w.settle(); w.status.Mesh || len(w.status.Reflectors) != 3 {
+		t.Errorf("set back: %s", w.states())
+	}
+	w.now = w.now.Add(2 * time.Hour)
+	if w.settle(); w.status.Mesh || len(w.status.Reflectors) != 3 {
+		t.Errorf("set forward: %s", w.states())
+	}
+}

@@ -15,16 +15,14 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sys/unix"
 
 	"github.com/heliograph-dev/heliograph/cni"
+	"github.com/heliograph-dev/heliograph/internal/rootsock"
 )
 
 const (
@@ -107,7 +105,7 @@ func New(backend Backend, path string, log *slog.Logger, registerer prometheus.R
 // Serve listens until ctx ends, then waits for the requests in work. The socket file stays: the next
 // agent replaces it, so a plugin finds either a listener or, by a refused connection, none.
 func (s *Server) Serve(ctx context.Context) error {
-	listener, err := listen(s.path)
+	listener, err := rootsock.Listen(s.path)
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w", s.path, err)
 	}
@@ -135,32 +133,6 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 }
 
-// listen makes the socket under another name, with its mode, and moves it into place: there is no
-// moment without a socket, nor with one that others may connect to.
-func listen(path string) (*net.UnixListener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp(filepath.Dir(path), ".new-") // mode 0700
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	fresh := filepath.Join(dir, "s")
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: fresh, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	listener.SetUnlinkOnClose(false)
-	if err = os.Chmod(fresh, 0o600); err == nil {
-		err = os.Rename(fresh, path)
-	}
-	if err != nil {
-		return nil, errors.Join(err, listener.Close())
-	}
-	return listener, nil
-}
-
 // serve handles one connection from its first to its last byte.
 func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 	defer func() { _ = conn.Close() }()
@@ -171,7 +143,7 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 		s.answer(conn, "", cni.Response{Error: &cni.Error{Code: cni.CodeTryAgainLater, Msg: "too many requests at once"}})
 		return
 	}
-	if err := fromRoot(conn); err != nil {
+	if err := rootsock.CheckPeer(conn); err != nil {
 		s.log.Warn("refused a connection", "error", err)
 		return
 	}
@@ -288,25 +260,4 @@ func verbLabel(v cni.Verb) string {
 		return string(v)
 	}
 	return "unknown"
-}
-
-// fromRoot refuses who is neither root nor ourselves, should the file's mode have let him through.
-func fromRoot(conn *net.UnixConn) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var peer *unix.Ucred
-	if ctlErr := raw.Control(func(fd uintptr) {
-		peer, err = unix.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, unix.SO_PEERCRED)
-	}); ctlErr != nil {
-		return ctlErr
-	}
-	if err != nil {
-		return err
-	}
-	if peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
-		return fmt.Errorf("uid %d is not root", peer.Uid)
-	}
-	return nil
 }

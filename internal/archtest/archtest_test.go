@@ -57,6 +57,14 @@ var rules = []rule{
 		because: "the prober is told whom to ask; it knows sockets, and nothing of the cluster or of routes",
 	},
 	{
+		packages: []string{"felix/inspect"},
+		forbid: []string{
+			"k8s.io", "sigs.k8s.io", "github.com/osrg", "github.com/vishvananda", "github.com/prometheus", module + "/api",
+			module + "/bgp/speaker", module + "/bgp/topology", module + "/felix/calc", module + "/felix/snapshot",
+		},
+		because: "it shows what speaker and reflector hold, as they tell it: it has nothing to change them with",
+	},
+	{
 		packages: []string{"bgp/speaker"},
 		forbid:   []string{"k8s.io", "sigs.k8s.io", module + "/api", module + "/felix"},
 		because:  "the speaker knows BGP alone",

@@ -19,12 +19,12 @@ import (
 
 const (
 	execTimeout = 15 * time.Second
-	execLimit   = 1 << 20 // bytes of output that are read
+	execLimit   = 1 << 20 // bytes of output that are read, where little is expected
 )
 
-// execInPod runs a command in a container and returns what it printed. It speaks WebSocket, or SPDY where
-// something on the way does not.
-func execInPod(ctx context.Context, cfg *rest.Config, pod *corev1.Pod, container string, command ...string) ([]byte, error) {
+// execInPod runs a command in a container and returns what it printed, up to limit bytes. It speaks
+// WebSocket, or SPDY where something on the way does not.
+func execInPod(ctx context.Context, cfg *rest.Config, pod *corev1.Pod, container string, limit int, command ...string) ([]byte, error) {
 	set, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("make a client: %w", err)
@@ -45,7 +45,7 @@ func execInPod(ctx context.Context, cfg *rest.Config, pod *corev1.Pod, container
 	if err != nil {
 		return nil, err
 	}
-	out, errOut := &limited{left: execLimit}, &limited{left: execLimit}
+	out, errOut := &limited{left: limit}, &limited{left: execLimit}
 	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: out, Stderr: errOut}); err != nil {
 		if said := strings.TrimSpace(errOut.kept.String()); said != "" {
 			return nil, fmt.Errorf("%w: %s", err, said)
@@ -53,7 +53,7 @@ func execInPod(ctx context.Context, cfg *rest.Config, pod *corev1.Pod, container
 		return nil, err
 	}
 	if out.left < 0 {
-		return nil, fmt.Errorf("it prints more than %d bytes", execLimit)
+		return nil, fmt.Errorf("it prints more than %d bytes", limit)
 	}
 	return out.kept.Bytes(), nil
 }

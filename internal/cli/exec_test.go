@@ -45,7 +45,7 @@ func TestExec(t *testing.T) {
 			server := httptest.NewServer(checkRequest(t, tt.handler))
 			defer server.Close()
 			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "heliograph-system", Name: "heliograph-agent-x"}}
-			got, err := execInPod(t.Context(), &rest.Config{Host: server.URL}, pod, "agent", "/heliograph", kernelRoute, "10.244.2.7")
+			got, err := execInPod(t.Context(), &rest.Config{Host: server.URL}, pod, "agent", execLimit, "/heliograph", kernelRoute, "10.244.2.7")
 			switch {
 			case tt.wantErr == "" && err != nil:
 				t.Fatal(err)

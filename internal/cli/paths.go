@@ -5,7 +5,6 @@ package cli
 import (
 	"bytes"
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -126,7 +125,7 @@ func (s clusterState) paths(f pathFilter) (pathList, error) {
 		}
 		ns, ok := s.statuses[n.Name]
 		if !ok {
-			list.Notes = append(list.Notes, n.Name+" has not reported: is the agent running there?")
+			list.Notes = append(list.Notes, silent(n.Name))
 			continue
 		}
 		list.Notes = append(list.Notes, reservations(n.Name, ns.Status)...)
@@ -153,14 +152,19 @@ func (s clusterState) hasNode(name string) bool {
 
 // reservations are what keeps a node's report from being the whole truth of now.
 func reservations(node string, st v1alpha1.NodeStatusStatus) []string {
-	var notes []string
-	if c := apimeta.FindStatusCondition(st.Conditions, "Stale"); c != nil && c.Status == metav1.ConditionTrue {
-		notes = append(notes, fmt.Sprintf("the report of %s may be old: %s", node, c.Message))
-	}
+	notes := oldReport(node, st)
 	if all := allPaths(st); all > len(st.Paths) {
 		notes = append(notes, fmt.Sprintf("%s reports %d of its %d paths: those that are not native come first", node, len(st.Paths), all))
 	}
 	return notes
+}
+
+// oldReport says so if the agent has not been heard of.
+func oldReport(node string, st v1alpha1.NodeStatusStatus) []string {
+	if c := apimeta.FindStatusCondition(st.Conditions, "Stale"); c != nil && c.Status == metav1.ConditionTrue {
+		return []string{fmt.Sprintf("the report of %s may be old: %s", node, c.Message)}
+	}
+	return nil
 }
 
 // allPaths is how many paths a node has, be they listed or not.
@@ -233,7 +237,7 @@ func (l pathList) write(w io.Writer, form string, now time.Time) error {
 	case "wide":
 		return l.writeWide(w, now)
 	case "json":
-		return l.writeJSON(w)
+		return encodeJSON(w, l)
 	}
 	return fmt.Errorf("--output is %q: it can be wide or json", form)
 }
@@ -276,13 +280,6 @@ func (p nodePath) usedFor(now time.Time) string {
 		s += ", unanswered"
 	}
 	return s
-}
-
-func (l pathList) writeJSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	e.SetEscapeHTML(false)
-	return e.Encode(l)
 }
 
 func probes(m nodePathMethod) string {

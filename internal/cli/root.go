@@ -47,7 +47,7 @@ func newRoot(name string) *cobra.Command {
 	}
 	root.AddCommand(
 		newAgentCommand(), newControllerCommand(), newInstallCommand(), reflectd.NewCommand(), newStatusCommand(),
-		newPathsCommand(), newRouteCommand(), newKernelRouteCommand(), newVersionCommand(),
+		newPathsCommand(), newBGPCommand(), newBGPRoutesOnNodeCommand(), newRouteCommand(), newKernelRouteCommand(), newVersionCommand(),
 	)
 	return root
 }

@@ -123,7 +123,7 @@ func askKernel(ctx context.Context, cfg *rest.Config, c client.Client, namespace
 	}
 	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()
-	out, err := execInPod(ctx, cfg, pod, "agent", "/heliograph", kernelRoute, ip.String())
+	out, err := execInPod(ctx, cfg, pod, "agent", execLimit, "/heliograph", kernelRoute, ip.String())
 	if err != nil {
 		return nil, fmt.Sprintf("run %s in pod %s/%s: %s", kernelRoute, pod.Namespace, pod.Name, err)
 	}

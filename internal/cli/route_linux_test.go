@@ -43,7 +43,12 @@ func TestRouteExplainByAPI(t *testing.T) {
 		"sees no pods": {viewer, []string{"route", "explain", "10.244.2.7", "--from=node1"}, []string{
 			"which pod, is not known: list pods", "Native via 192.168.11.253", "not asked: find the agent's pod", "forbidden", "nothing is known",
 		}},
-		"paths": {viewer, []string{"paths", "--from=node1", "-o", "json"}, []string{`"from": "node1"`, `"method": "VXLAN"`}},
+		"paths":       {viewer, []string{"paths", "--from=node1", "-o", "json"}, []string{`"from": "node1"`, `"method": "VXLAN"`}},
+		"bgp summary": {viewer, []string{"bgp", "summary"}, []string{"AS 64512", "node1 speaker", "note: node2 has not reported", "there is no BGPConfiguration default"}},
+		"bgp routes, without a kubelet": {admin, []string{"bgp", "routes", "fd00:244::/56"}, []string{
+			"node1 is not asked: run bgp-routes in pod heliograph-system/agent", "node2 is not asked: no agent's pod runs on node2",
+		}},
+		"bgp routes, sees no pods": {viewer, []string{"bgp", "routes", "--node=node1", "-o", "json"}, []string{`"notAsked": "find the agent's pod`, "forbidden", `"paths": []`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var out, errOut bytes.Buffer

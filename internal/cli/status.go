@@ -168,7 +168,11 @@ func (s clusterState) printNodes(row rowFunc) {
 func (s clusterState) printSessions(row rowFunc, only string, now time.Time) {
 	row("SESSION", "OF", "ADDRESS", "AS", "STATE", "FOR", "IN", "OUT", "REJECTED", "LAST ERROR")
 	s.each(only, func(node string, st v1alpha1.NodeStatusStatus) {
-		for _, b := range st.Sessions {
+		all := st.Sessions
+		if st.Reflector != nil {
+			all = slices.Concat(all, st.Reflector.Sessions)
+		}
+		for _, b := range all {
 			row(b.Name, node, b.PeerIP, fmt.Sprint(b.ASNumber), b.State, age(b.Since, now),
 				fmt.Sprint(b.PrefixesIn), fmt.Sprint(b.PrefixesOut), fmt.Sprint(b.Rejected), b.LastError)
 		}
@@ -209,7 +213,11 @@ func methodInUse(p v1alpha1.PathStatus) string {
 func (s clusterState) printProblems(row rowFunc, only string) {
 	header := false
 	s.each(only, func(node string, st v1alpha1.NodeStatusStatus) {
-		for _, p := range st.Problems {
+		all := st.Problems
+		if st.Reflector != nil && st.Reflector.Problem != "" {
+			all = append([]string{"reflector: " + st.Reflector.Problem}, all...)
+		}
+		for _, p := range all {
 			if !header {
 				row()
 				row("PROBLEM OF", "WHAT")

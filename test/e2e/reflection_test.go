@@ -155,9 +155,9 @@ func TestReflection(t *testing.T) {
 		})
 		t.Logf("sessions %v", sessionsByKind(t))
 	})
-	killed := reflectors[0]
-	during("the agent of reflector "+killed+" is killed", []string{killed}, func() {
-		killAgent(t, killed, "true")
+	during("a router becomes a client of the reflectors", nil, func() { wantRouterServed(t, reflectors) })
+	during(fmt.Sprintf("the agents of all reflectors, %v, are killed at once", reflectors), reflectors, func() {
+		killAll(t, reflectors)
 		kubectl(t, "-n", "heliograph-system", "rollout", "status", "--timeout=120s", "daemonset/heliograph-agent")
 		wantReflectors(t, count, time.Minute)
 	})
@@ -214,4 +214,77 @@ func loseNodes(t *testing.T, reflectors []string, count int, keep []string, duri
 		reflectors = wantReflectors(t, min(count, 6-3), time.Minute, deleted)
 	})
 	return []string{unplugged, deleted}
+}
+
+// killAll kills the agents of nodes with SIGKILL, before any of them can come back.
+func killAll(t *testing.T, nodes []string) {
+	t.Helper()
+	pids := map[string]string{}
+	for _, n := range nodes {
+		pids[n] = agentPID(t, n)
+	}
+	var kills []*background
+	for n, pid := range pids {
+		kills = append(kills, start(t, "exec", n, "kill", "-9", pid))
+	}
+	for _, k := range kills {
+		k.wait(t)
+	}
+	for n, before := range pids {
+		eventually(t, time.Minute, func() error {
+			if pid := agentPID(t, n); pid == before {
+				return fmt.Errorf("the agent of %s still has pid %s", n, pid)
+			}
+			return nil
+		})
+	}
+}
+
+// wantRouterServed makes the spine, in a BGP instance of its own, a client of the reflectors: it learns every
+// block of the cluster with its node as next hop, and what it may announce is reflected, and nothing else.
+func wantRouterServed(t *testing.T, reflectors []string) {
+	t.Helper()
+	const address = "192.168.10.1"
+	apply(t, `{apiVersion: heliograph.dev/v1alpha1, kind: BGPPeer, metadata: {name: edge},
+		spec: {peerIP: 192.168.10.1, asNumber: 64512, reflectorClient: true, acceptPrefixes: [172.31.0.0/16]}}`)
+	t.Cleanup(func() { kubectl(t, "delete", "bgppeer", "edge", "--ignore-not-found") })
+	configure := []string{
+		"configure terminal", "router bgp 64512 view edge", "bgp router-id 192.168.10.254", "no bgp default ipv4-unicast", "no bgp network import-check",
+		"address-family ipv4 unicast", "network 172.31.1.0/24", "network 172.30.1.0/24", "exit-address-family",
+	}
+	for _, r := range reflectors {
+		ip, err := try("kubectl", "get", "node", r, "-o", `jsonpath={.status.addresses[0].address}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := "neighbor " + ip + " "
+		configure = append(configure, n+"remote-as 64512", n+"port 1179", n+"update-source "+address, n+"timers connect 1",
+			"address-family ipv4 unicast", n+"activate", "exit-address-family", "address-family ipv6 unicast", n+"activate", "exit-address-family")
+	}
+	vtysh := []string{"exec", "spine", "vtysh"}
+	for _, c := range configure {
+		vtysh = append(vtysh, "-c", c)
+	}
+	lab(t, vtysh...)
+	t.Cleanup(func() {
+		lab(t, "exec", "spine", "vtysh", "-c", "configure terminal", "-c", "no router bgp 64512 view edge")
+	})
+	blocks := strings.Fields(kubectl(t, "get", "ipblocks", "-o", `jsonpath={range .items[*]}{.spec.cidr}{"\n"}{end}`))
+	took := eventually(t, 30*time.Second, func() error {
+		table := lab(t, "exec", "spine", "vtysh", "-c", "show bgp view edge ipv4 unicast", "-c", "show bgp view edge ipv6 unicast")
+		for _, b := range blocks {
+			if !strings.Contains(table, b) {
+				return fmt.Errorf("the router does not know %s:\n%s", b, table)
+			}
+		}
+		return nil
+	})
+	t.Logf("after %s the router knows all %d blocks", took.Round(100*time.Millisecond), len(blocks))
+	eventually(t, 20*time.Second, func() error {
+		out, err := nodeStatus(reflectors[0], `{range .status.reflector.sessions[?(@.name=="peer/edge")]}{.state} in {.prefixesIn} rejected {.rejected}{end}`)
+		if want := "Established in 1 rejected 1"; err == nil && out != want {
+			err = fmt.Errorf("session with the router: %q, want %q", out, want)
+		}
+		return err
+	})
 }
