@@ -324,7 +324,10 @@ func TestStarvedBurst(t *testing.T) {
 			t.Fatalf("%s: %d rounds were thrown away: this is no test", c.name, starved)
 		}
 		began := w.now
-		if !w.run(time.Minute, func() bool { r := w.report(victim, bgp.IPv4); return r.Silent == c.silent && r.Methods[path.Native].Verdict == c.native }) {
+		if !w.run(time.Minute, func() bool {
+			r := w.report(victim, bgp.IPv4)
+			return r.Silent == c.silent && r.Methods[path.Native].Verdict == c.native
+		}) {
 			t.Errorf("%s: after %v: %+v", c.name, w.now.Sub(began), w.report(victim, bgp.IPv4))
 		}
 		t.Logf("%s: known after %v", c.name, w.now.Sub(began))
