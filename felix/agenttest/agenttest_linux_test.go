@@ -213,7 +213,7 @@ func (s *story) deadRack() {
 	s.t.Helper()
 	t := s.t
 	s.step("leaf2 is dead", hopeless, func() {
-		run(t, "leaf2", "nft", "add table inet dead; add chain inet dead all { type filter hook prerouting priority -300; policy drop; }")
+		run(t, "leaf2", "nft", "add table inet dead; add chain inet dead everything { type filter hook prerouting priority -300; policy drop; }")
 	}, func() { s.unanswered(1) })
 	s.step("leaf2 is back", harmless, func() { run(t, "leaf2", "nft", "delete table inet dead") }, func() {
 		s.unanswered(0)
