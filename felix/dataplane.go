@@ -45,10 +45,12 @@ type dataplane struct {
 
 	shadowed []route.Entry
 	lookFor  bool // the routes that shadow ours may be others now
+
+	leaving leaving
 }
 
 func newDataplane(d drivers, m *metrics, h *heart) *dataplane {
-	dp := &dataplane{drivers: d, metrics: m, heart: h, lookFor: true}
+	dp := &dataplane{drivers: d, metrics: m, heart: h, lookFor: true, leaving: leaving{linger: tunnelLinger}}
 	dp.steps = []step{
 		// The base chains drop what comes from or goes to a device that nobody knows: first of all,
 		// fail closed. A pod's device is let in by the same transaction that knows its addresses.
@@ -73,7 +75,8 @@ func newDataplane(d drivers, m *metrics, h *heart) *dataplane {
 	return dp
 }
 
-// setRemote and setLocal store; they touch no kernel.
+// setRemote and setLocal store; they touch no kernel. Tunnels that a state has no more go before all that
+// relies on them: follow is for who minds.
 func (d *dataplane) setRemote(s calc.RemoteState) {
 	d.remote, d.lookFor = s, true
 	d.link.SetDesired(s.VXLANs, s.IPIPs)

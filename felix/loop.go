@@ -325,7 +325,7 @@ func (l *loop) computeRemote(ctx context.Context) error {
 	}
 	l.view = view
 	l.state = l.paths.decide(now, calc.Prepare(l.yield(view)))
-	l.dataplane.setRemote(l.state)
+	l.paths.wake(l.dataplane.follow(now, l.state))
 	l.summarize(now)
 	l.trouble.blocks = l.giveBlocks()
 	return nil

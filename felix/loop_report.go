@@ -37,6 +37,7 @@ func (l *loop) summarize(now time.Time) {
 	if len(changed) > 0 {
 		l.metrics.observeChanges(changed)
 		l.tell.pathsChanged(changed)
+		l.logChanges(changed)
 	}
 	silent := l.tellSilence(paths)
 	quorum := l.paths.quorum(now, l.view, paths)
@@ -47,6 +48,13 @@ func (l *loop) summarize(now time.Time) {
 	l.summary = remoteSummary{paths: paths, quorum: quorum, silent: silent, routes: routeClasses(l.state), prefixes: make(map[netip.Prefix]bool, len(l.state.Routes))}
 	for _, r := range l.state.Routes {
 		l.summary.prefixes[r.Prefix] = true
+	}
+}
+
+// logChanges writes a line for each path that changed its method. Unlike the Events, none is left out.
+func (l *loop) logChanges(changed []PathReport) {
+	for _, p := range changed {
+		l.log.Info("path changed", "node", p.Node, "family", p.Family.String(), "from", p.Was, "to", p.Method, "why", p.Reason)
 	}
 }
 

@@ -54,6 +54,9 @@ func TestProbesDecide(t *testing.T) {
 		if !slices.Contains(w.told.lines, "b IPv4 VXLAN") {
 			t.Errorf("told %v", w.told.lines)
 		}
+		if log := w.log.String(); !strings.Contains(log, `level=INFO msg="path changed" node=b family=IPv4 from=Native to=VXLAN why="not Native: probes lost 5/5`) {
+			t.Errorf("logged\n%s", log)
+		}
 		stop()
 
 		// BGP says native at once, and the first probes are not back yet.

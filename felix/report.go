@@ -59,6 +59,7 @@ type PathReport struct {
 	calc.Path
 	Since   time.Time
 	Changes int64
+	Was     v1alpha1.PathMethod // before the last change; empty: there was none
 }
 
 // Quorum counts the other nodes that are Ready, by the word of the API, and those of them that answer by
@@ -87,18 +88,18 @@ type pathKey struct {
 	family bgp.Family
 }
 
-// update returns the paths with their times, and those whose method changed, with the old one.
+// update returns the paths with their times, and those whose method changed.
 func (c *pathClock) update(paths []calc.Path, now time.Time) (all, changed []PathReport) {
 	next := make(pathClock, len(paths))
 	for _, p := range paths {
 		k := pathKey{p.Node, p.Family}
 		before, known := (*c)[k]
-		r := PathReport{Path: p, Since: now, Changes: before.Changes}
+		r := PathReport{Path: p, Since: now, Changes: before.Changes, Was: before.Was}
 		if known && before.Method == p.Method {
 			r.Since = before.Since
 		}
 		if known && before.Method != p.Method {
-			r.Changes++
+			r.Changes, r.Was = r.Changes+1, before.Method
 			changed = append(changed, r)
 		}
 		next[k] = r

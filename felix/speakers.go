@@ -195,7 +195,7 @@ func (s *speakers) remember() {
 	if !restarts {
 		return
 	}
-	if err := s.memory.Remember(s.engine.Snapshot()); err != nil {
+	if err := s.memory.RememberKnown(s.engine); err != nil {
 		s.log.Warn("cannot note who is connected: after a crash routes may flap", "error", err)
 	}
 }

@@ -10,12 +10,14 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/internal/cli"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
 )
@@ -75,10 +77,77 @@ type story struct {
 	steps   []step
 }
 
-// step is one change, and when it was made.
+// step is one change, when it was made, and for how long traffic may stop on its account.
 type step struct {
-	name string
-	at   time.Time
+	name    string
+	at      time.Time
+	allowed time.Duration
+}
+
+// How long traffic may stop. The bounds are those of an emulated machine, where all takes several times as long.
+const (
+	harmless  = 0
+	withdrawn = 5 * time.Second  // until a route that BGP withdraws is replaced, or a working way is used again
+	detected  = 15 * time.Second // until probes have found out
+	hopeless  = -1               // nothing works until the next step, and then as after withdrawn
+)
+
+// TestMixed: no switch speaks BGP, and of two nodes one has a kernel without ipip. They agree on VXLAN, no
+// packet goes by IPIP, and both say why. It comes before all other tests: what they load stays loaded.
+func TestMixed(t *testing.T) {
+	if os.Getenv("HELIOGRAPH_VM") != "1" {
+		t.Skip("only the kernel of hack/vm can be kept from loading ipip; make test-vm runs this test")
+	}
+	nettest.RunFor(t, longest, func(t *testing.T) {
+		s := newStory(t)
+		withoutIPIP(t, func() {
+			s.world.startAgent(t, "b")
+			eventually(t, 3*patience, func() string { return s.world.agents["b"].log.lacks("kernel probed") })
+		})
+		nettest.NeedLink(t, "ipip")
+		run(t, "spine", "nft", "add rule inet fault forward "+noIPIP+" counter")
+		s.step("a has ipip, b has none", harmless, func() { s.world.startAgent(t, "a") }, func() { s.paths("VXLAN", "VXLAN") })
+		s.traffic()
+		defer s.losses()
+		s.wired("VXLAN", "VXLAN")
+		s.says("a", "b", "not IPIP: the kernel of b has no ipip")
+		s.says("b", "a", "not IPIP: this node's kernel has no ipip: this kernel has no such thing")
+		if c := s.world.notebooks["b"].capability("IPIP"); c.Supported || c.Reason == "" {
+			t.Errorf("NodeStatus b: capability %+v", c)
+		}
+		s.stays(20*time.Second, "VXLAN", "VXLAN") // for longer than a proof
+		s.unchanged(1, "VXLAN", "VXLAN")
+		if out := run(t, "spine", "nft", "list chain inet fault forward"); !strings.Contains(out, "packets 0 bytes 0") {
+			t.Errorf("the spine saw IPIP:\n%s", out)
+		}
+		s.step("b's agent starts again, and finds ipip", harmless, func() { s.world.agents["b"].stop(syscall.SIGTERM); s.world.startAgent(t, "b") }, func() { s.paths("IPIP", "VXLAN") })
+		s.wired("IPIP", "VXLAN")
+	})
+}
+
+// loader is the file that names the program by which the kernel loads modules.
+const loader = "/proc/sys/kernel/modprobe"
+
+// withoutIPIP calls f while the kernel has no ipip, and cannot load it.
+func withoutIPIP(t *testing.T, f func()) {
+	t.Helper()
+	was, err := os.ReadFile(loader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.WriteFile(loader, was, 0); err != nil {
+			t.Errorf("restore the loader of modules: %v", err)
+		}
+	}()
+	if err := os.WriteFile(loader, []byte("/bin/false"), 0); err != nil {
+		t.Fatal(err)
+	}
+	args := strings.Fields("link add early0 type ipip local 192.0.2.253 remote 192.0.2.254")
+	if out, err := exec.Command("ip", args...).CombinedOutput(); err == nil {
+		t.Fatalf("the kernel has ipip already: this test must be the first one %s", out)
+	}
+	f()
 }
 
 // TestFabricFails: two racks whose agents see the fabric lose BGP, then refuse IPIP, then VXLAN, and come
@@ -88,16 +157,19 @@ func TestFabricFails(t *testing.T) {
 	nettest.RunFor(t, longest, func(t *testing.T) {
 		nettest.NeedLink(t, "ipip")
 		s := newStory(t)
+		s.start()
 		defer s.losses()
-		s.step("BGP carries the pods' routes", func() {}, func() { s.paths("Native", "Native") })
+		s.step("BGP carries the pods' routes", harmless, func() {}, func() { s.paths("Native", "Native") })
 		s.traffic()
 		s.wired("Native", "Native")
 		s.fail()
 		s.comeBack()
-		s.step("b's agent is killed for 20 s", func() { s.world.agents["b"].stop(syscall.SIGKILL) }, func() { s.stays(20*time.Second, "Native", "Native") })
-		s.step("b's agent starts again", func() { s.world.startAgent(t, "b") }, func() { s.paths("Native", "Native") })
+		s.step("b's agent is killed for 20 s", harmless, func() { s.world.agents["b"].stop(syscall.SIGKILL) }, func() { s.stays(20*time.Second, "Native", "Native") })
+		s.step("b's agent starts again", harmless, func() { s.world.startAgent(t, "b") }, func() { s.paths("Native", "Native") })
 		s.wired("Native", "Native")
 		s.unchanged(2, "Native", "Native")
+		s.deadRack()
+		s.portTaken()
 	})
 }
 
@@ -111,41 +183,84 @@ const (
 func (s *story) fail() {
 	s.t.Helper()
 	t, a := s.t, s.world.agents["a"]
-	s.step("leaf2 stops speaking BGP", func() { s.world.birds["leaf2"].stop(syscall.SIGTERM) }, func() { s.paths("IPIP", "VXLAN") })
+	s.step("leaf2 stops speaking BGP", withdrawn, func() { s.world.birds["leaf2"].stop(syscall.SIGTERM) }, func() { s.paths("IPIP", "VXLAN") })
 	s.wired("IPIP", "VXLAN")
-	s.step("a's agent is killed and starts again", func() { a.stop(syscall.SIGKILL); s.world.startAgent(t, "a") }, func() { s.paths("IPIP", "VXLAN") })
+	s.step("a's agent is killed and starts again", harmless, func() { a.stop(syscall.SIGKILL); s.world.startAgent(t, "a") }, func() { s.paths("IPIP", "VXLAN") })
 	s.wired("IPIP", "VXLAN")
 	s.unchanged(1, "IPIP", "VXLAN")
-	s.step("the spine drops IPIP", func() { faults(t, noIPIP) }, func() { s.paths("VXLAN", "VXLAN") })
+	s.step("the spine drops IPIP", detected, func() { faults(t, noIPIP) }, func() { s.paths("VXLAN", "VXLAN") })
 	s.wired("VXLAN", "VXLAN")
-	s.step("the spine drops VXLAN too", func() { faults(t, noIPIP, noVXLAN) }, func() { s.unanswered(1); s.paths("VXLAN", "VXLAN") })
+	s.step("the spine drops VXLAN too", hopeless, func() { faults(t, noIPIP, noVXLAN) }, func() { s.unanswered(1); s.paths("VXLAN", "VXLAN") })
 }
 
 // comeBack gives them back, with a fault of one direction between.
 func (s *story) comeBack() {
 	s.t.Helper()
 	t := s.t
-	s.step("the spine lets VXLAN through", func() { faults(t, noIPIP) }, func() { s.unanswered(0); s.paths("VXLAN", "VXLAN") })
+	s.step("the spine lets VXLAN through", harmless, func() { faults(t, noIPIP) }, func() { s.unanswered(0); s.paths("VXLAN", "VXLAN") })
 	s.wired("VXLAN", "VXLAN")
-	s.step("the spine lets IPIP through", func() { faults(t) }, func() { s.paths("IPIP", "VXLAN") })
+	s.step("the spine lets IPIP through", harmless, func() { faults(t) }, func() { s.paths("IPIP", "VXLAN") })
 	s.wired("IPIP", "VXLAN")
-	s.step("the spine drops IPIP from a to b alone", func() { faults(t, "ip saddr 192.168.11.11 "+noIPIP) }, func() { s.paths("VXLAN", "VXLAN") })
+	s.step("the spine drops IPIP from a to b alone", detected, func() { faults(t, "ip saddr 192.168.11.11 "+noIPIP) }, func() { s.paths("VXLAN", "VXLAN") })
 	s.wired("VXLAN", "VXLAN")
-	s.step("leaf2 speaks BGP again", func() { s.world.startLeaf2(t) }, func() { s.paths("Native", "Native") })
+	s.step("leaf2 speaks BGP again", harmless, func() { s.world.startLeaf2(t) }, func() { s.paths("Native", "Native") })
 	s.wired("Native", "Native")
 }
 
-// newStory starts all there is, but no traffic.
+// deadRack: leaf2 takes no packet any more, and b's rack has no other switch. That is said, and when leaf2 is
+// back, so is everything.
+func (s *story) deadRack() {
+	s.t.Helper()
+	t := s.t
+	s.step("leaf2 is dead", hopeless, func() {
+		run(t, "leaf2", "nft", "add table inet dead; add chain inet dead everything { type filter hook prerouting priority -300; policy drop; }")
+	}, func() { s.unanswered(1) })
+	s.step("leaf2 is back", harmless, func() { run(t, "leaf2", "nft", "delete table inet dead") }, func() {
+		s.unanswered(0)
+		s.paths("Native", "Native")
+	})
+	s.wired("Native", "Native")
+}
+
+// portTaken: while b's agent is down, somebody else takes the port of VXLAN. The agent says so, does the rest,
+// and nobody counts on VXLAN until the port is free.
+func (s *story) portTaken() {
+	s.t.Helper()
+	t, agents := s.t, s.world.agents
+	var squatter net.PacketConn
+	s.step("the VXLAN port of b is taken", harmless, func() {
+		agents["b"].stop(syscall.SIGKILL)
+		run(t, "b", "ip", "link", "del", "hel-vxlan")
+		if err := within("b", func() (err error) { squatter, err = net.ListenPacket("udp4", ":4789"); return err }); err != nil {
+			t.Fatal(err)
+		}
+		s.world.startAgent(t, "b")
+	}, func() {
+		const why = "UDP port 4789 is held by another socket"
+		eventually(t, 3*patience, func() string {
+			if p := s.world.notebooks["b"].problems(); !strings.Contains(p, why) {
+				return "NodeStatus b: problems: " + p
+			}
+			return agents["b"].log.lacks(why)
+		})
+		s.vxlan("Down")
+		s.paths("Native", "Native")
+	})
+	s.step("the VXLAN port of b is free", harmless, func() { _ = squatter.Close() }, func() {
+		s.sees("b", "heliograph_in_sync 1")
+		s.vxlan("Up")
+	})
+	s.wired("Native", "Native")
+	s.unchanged(2, "Native", "Native")
+}
+
+// newStory makes a world in which nothing runs yet.
 func newStory(t *testing.T) *story {
 	t.Helper()
 	s := &story{t: t, world: newWorld(t), metrics: map[string]*http.Client{}}
-	s.world.startLeaf1(t)
-	s.world.startSpine(t)
-	s.world.startLeaf2(t)
 	s.wire = watchWire(t, "spine", "leaf1")
 	for _, node := range []string{"a", "b"} {
 		s.world.prepareAgent(t, node)
-		s.world.startAgent(t, node)
 		s.metrics[node] = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 			DialContext: func(_ context.Context, network, address string) (net.Conn, error) {
 				return dial(node, network, address)
@@ -153,6 +268,16 @@ func newStory(t *testing.T) *story {
 		}}
 	}
 	return s
+}
+
+// start starts all that there is, but no traffic.
+func (s *story) start() {
+	s.t.Helper()
+	s.world.startLeaf1(s.t)
+	s.world.startSpine(s.t)
+	s.world.startLeaf2(s.t)
+	s.world.startAgent(s.t, "a")
+	s.world.startAgent(s.t, "b")
 }
 
 // traffic starts what is to live through all that follows.
@@ -163,17 +288,16 @@ func (s *story) traffic() {
 }
 
 // step changes something, and prints when both agents had followed.
-func (s *story) step(name string, change, follow func()) {
+func (s *story) step(name string, allowed time.Duration, change, follow func()) {
 	s.t.Helper()
 	from := time.Now()
-	s.steps = append(s.steps, step{name, from})
+	s.steps = append(s.steps, step{name, from, allowed})
 	change()
 	follow()
 	s.t.Logf("%-40s followed after %.1f s", name, time.Since(from).Seconds())
 }
 
-// losses prints what was lost from each step to the next one. Where nothing passes, that is known only when
-// something does.
+// losses prints what was lost from each step to the next one, and checks that it is not more than allowed.
 func (s *story) losses() {
 	if s.ipv4 == nil {
 		return
@@ -183,7 +307,23 @@ func (s *story) losses() {
 		if i+1 < len(s.steps) {
 			to = s.steps[i+1].at
 		}
-		s.t.Logf("%-40s lost IPv4 %s, IPv6 %s", step.name, s.ipv4.losses(step.at, to), s.ipv6.losses(step.at, to))
+		for _, stream := range []*stream{s.ipv4, s.ipv6} {
+			s.judge(step, to, stream)
+		}
+	}
+}
+
+func (s *story) judge(of step, to time.Time, stream *stream) {
+	lost, stopped, allowed := 0, time.Duration(0), of.allowed
+	if allowed == hopeless {
+		allowed = to.Sub(of.at) + withdrawn
+	}
+	for _, o := range stream.outages(of.at, to) {
+		lost, stopped = lost+o.lost, stopped+o.lasted
+	}
+	s.t.Logf("%-40s %s: %d lost in %d ms", of.name, stream.magic, lost, stopped.Milliseconds())
+	if stopped > allowed {
+		s.t.Errorf("%s: %s stopped for %s, allowed are %s", of.name, stream.magic, stopped, allowed)
 	}
 }
 
@@ -209,6 +349,33 @@ func (s *story) paths(ipv4, ipv6 string) {
 	s.t.Helper()
 	s.sees("a", fmt.Sprintf("heliograph_path_info{ipv4=%q,ipv6=%q,node=%q} 1", ipv4, ipv6, "b"))
 	s.sees("b", fmt.Sprintf("heliograph_path_info{ipv4=%q,ipv6=%q,node=%q} 1", ipv4, ipv6, "a"))
+}
+
+// says waits until a node's NodeStatus gives a reason for its path to another, of IPv4.
+func (s *story) says(node, other, reason string) {
+	s.t.Helper()
+	eventually(s.t, patience, func() string {
+		if p, ok := s.world.notebooks[node].path(other, "IPv4"); !ok || !strings.Contains(p.Reason, reason) {
+			return fmt.Sprintf("NodeStatus %s: path %+v, want the reason %q", node, p, reason)
+		}
+		return ""
+	})
+}
+
+// vxlan waits until both nodes say how they think of VXLAN to the other.
+func (s *story) vxlan(state string) {
+	s.t.Helper()
+	for node, other := range map[string]string{"a": "b", "b": "a"} {
+		eventually(s.t, 3*patience, func() string {
+			p, _ := s.world.notebooks[node].path(other, "IPv6")
+			for _, m := range p.Methods {
+				if m.Method == v1alpha1.PathVXLAN && m.State == state {
+					return ""
+				}
+			}
+			return fmt.Sprintf("NodeStatus %s: path %+v, want VXLAN to be %s", node, p, state)
+		})
+	}
 }
 
 // unanswered waits until each agent says of how many paths no method answers, in each family.

@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -117,31 +116,28 @@ func (s *stream) receive() {
 	}
 }
 
-// outage is how many datagrams in a row make an outage. Fewer are losses of a machine that is busy.
-const outage = 3
+// outage is a time in which nothing was answered: from the first datagram lost to the first that was not.
+type outage struct {
+	at     time.Time
+	lasted time.Duration
+	lost   int
+}
 
-// losses tells the outages that began between two times, and how many datagrams were lost beside.
-func (s *stream) losses(from, to time.Time) string {
+// outages are those that began between two times. Where nothing passes, that is known only when something does.
+func (s *stream) outages(from, to time.Time) []outage {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var out []string
-	single := 0
+	var out []outage
 	for i := 0; i < s.last; i++ {
 		first := i
 		for !s.answered[i] { // the last one is
 			i++
 		}
-		lost, at := i-first, s.sent[first]
-		if lost == 0 || at.Before(from) || !at.Before(to) {
-			continue
+		if at := s.sent[first]; i > first && !at.Before(from) && at.Before(to) {
+			out = append(out, outage{at, s.sent[i].Sub(at), i - first})
 		}
-		if lost < outage {
-			single += lost
-			continue
-		}
-		out = append(out, fmt.Sprintf("%d ms (%d lost) at +%d ms", s.sent[i].Sub(at).Milliseconds(), lost, at.Sub(from).Milliseconds()))
 	}
-	return fmt.Sprintf("[%s] and %d", strings.Join(out, ", "), single)
+	return out
 }
 
 // isClosed says whether a connection's reader has nothing more to come.

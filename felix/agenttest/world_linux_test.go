@@ -35,14 +35,15 @@ import (
 // The racks' subnets are routed statically, so that the fabric carries the nodes' own traffic even
 // where nobody speaks BGP.
 type world struct {
-	dir    string
-	birds  map[string]*process
-	agents map[string]*process
+	dir       string
+	birds     map[string]*process
+	agents    map[string]*process
+	notebooks map[string]*notebook
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{dir: t.TempDir(), birds: map[string]*process{}, agents: map[string]*process{}}
+	w := &world{dir: t.TempDir(), birds: map[string]*process{}, agents: map[string]*process{}, notebooks: map[string]*notebook{}}
 	for _, ns := range []string{"a", "leaf1", "spine", "leaf2", "b"} {
 		nettest.Cmd(t, "ip", "netns", "add", ns)
 		t.Cleanup(func() { nettest.Cmd(t, "ip", "netns", "del", ns) })
@@ -173,6 +174,16 @@ func (l *log) Write(b []byte) (int, error) {
 	return l.buf.Write(b)
 }
 
+// lacks says what the process has not written yet, if so.
+func (l *log) lacks(text string) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !bytes.Contains(l.buf.Bytes(), []byte(text)) {
+		return "it has not written " + text
+	}
+	return ""
+}
+
 func (l *log) tail(n int) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -288,17 +299,16 @@ func cluster() snapshot.Objects {
 	}
 }
 
-// nobody is where no API server answers.
-const nobody = "http://127.0.0.1:1"
-
-// prepareAgent writes what an agent finds on its disk after a restart of the node.
+// prepareAgent writes what an agent finds on its disk after a restart of the node, and starts what it finds
+// in place of an API server.
 func (w *world) prepareAgent(t *testing.T, node string) {
 	t.Helper()
 	dir := filepath.Join(w.dir, "agent-"+node)
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		t.Fatal(err)
 	}
-	disk, err := watch.New(&rest.Config{Host: nobody}, watch.Options{Path: filepath.Join(dir, "snapshot.json"), Log: slog.New(slog.DiscardHandler)})
+	w.notebooks[node] = startNotebook(t, node)
+	disk, err := watch.New(&rest.Config{Host: api}, watch.Options{Path: filepath.Join(dir, "snapshot.json"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,7 +320,7 @@ kind: Config
 clusters: [{name: c, cluster: {server: %q}}]
 contexts: [{name: c, context: {cluster: c}}]
 current-context: c
-`, nobody)
+`, api)
 	if err := os.WriteFile(filepath.Join(dir, "kubeconfig"), []byte(kubeconfig), 0o600); err != nil {
 		t.Fatal(err)
 	}

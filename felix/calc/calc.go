@@ -97,13 +97,7 @@ func Prepare(v snapshot.View) *Draft {
 }
 
 // Inputs are the paths to be decided on.
-func (d *Draft) Inputs() []path.Input {
-	inputs := make([]path.Input, len(d.c.ways))
-	for i := range d.c.ways {
-		inputs[i] = d.c.ways[i].input
-	}
-	return inputs
-}
+func (d *Draft) Inputs() []path.Input { return d.c.inputs }
 
 // Finish computes the state that follows from the decisions, one for each of Inputs and in their order.
 func (d *Draft) Finish(decisions []path.Decision) RemoteState {
@@ -118,23 +112,21 @@ func (d *Draft) Finish(decisions []path.Decision) RemoteState {
 	return c.out
 }
 
-// resolve gives the nexthop objects their ids.
+// resolve gives the nexthop objects their ids, in the routes too, and sorts what is not yet.
 func (c *computation) resolve() {
-	objects, ids := c.nexthops.resolve()
-	c.out.Nexthops = objects
-	c.out.Routes = slices.Grow(c.out.Routes, len(c.Blocks))
-	for _, u := range c.nexthops.users {
-		u.route.Nexthop = ids[u.nexthop]
-		if u.table == path.Methods {
-			c.out.Routes = append(c.out.Routes, u.route)
-		} else {
-			c.out.ProbeRoutes[u.table] = append(c.out.ProbeRoutes[u.table], u.route)
+	var ids []desired.NexthopID
+	c.out.Nexthops, ids = c.nexthops.resolve()
+	finish := func(routes []desired.Route) {
+		for i := range routes {
+			if r := &routes[i]; r.Type == desired.RouteNexthop {
+				r.Nexthop = ids[r.Nexthop]
+			}
 		}
+		slices.SortFunc(routes, func(a, b desired.Route) int { return a.Prefix.Compare(b.Prefix) })
 	}
-	byPrefix := func(a, b desired.Route) int { return a.Prefix.Compare(b.Prefix) }
-	slices.SortFunc(c.out.Routes, byPrefix)
+	finish(c.out.Routes)
 	for _, routes := range c.out.ProbeRoutes {
-		slices.SortFunc(routes, byPrefix)
+		finish(routes)
 	}
 }
 
@@ -146,6 +138,8 @@ type computation struct {
 	ours       []netip.Prefix                 // own blocks, sorted
 	candidates pathIndex
 	ways       []way
+	inputs     []path.Input // of the ways
+	blocks     []wayBlock   // of all ways
 	nexthops   *nexthopTable
 	out        RemoteState
 }

@@ -357,9 +357,9 @@ func TestIDsOfNexthopsAreOursAndStable(t *testing.T) {
 	}
 	ids := table.ids()
 	seen := map[desired.NexthopID]bool{}
-	for k, id := range ids {
+	for i, id := range ids {
 		if id>>31 != 1 || seen[id] {
-			t.Fatalf("id %#x of %s is repeated or not ours", id, k)
+			t.Fatalf("id %#x of %s is repeated or not ours", id, table.entries[i].name)
 		}
 		seen[id] = true
 	}

@@ -5,15 +5,12 @@ package calc
 import (
 	"cmp"
 	"encoding/binary"
-	"hash/fnv"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/felix/desired"
-	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
@@ -30,25 +27,35 @@ import (
 // Routes for traffic refer to groups only, if need be to groups of one: the kernel cannot replace a single
 // object by a group. Those of probes through a tunnel, which never change, refer to the single one.
 type nexthopTable struct {
-	singles map[desired.NexthopKey]desired.Nexthop
-	groups  map[desired.NexthopKey][]desired.NexthopKey
-	names   map[hop]desired.NexthopKey // of singles: the same few hops are named thousands of times
-	users   []routeRef
+	entries []nexthopEntry
+	singles map[hop]nexthopRef
+	sets    map[desired.NexthopKey]nexthopRef // groups that are named by their content
+	last    map[bgp.Family]lastSet
 }
 
-// routeRef is a route whose nexthop object has no id yet.
-type routeRef struct {
-	route   desired.Route
-	nexthop desired.NexthopKey
-	table   path.Method // whose probes' table it is of; Methods: the main one
+// nexthopRef is the index of an entry. Until resolve, it stands in place of the id in a route.
+type nexthopRef desired.NexthopID
+
+// nexthopEntry is an object that has no id yet.
+type nexthopEntry struct {
+	name   desired.NexthopKey
+	object desired.Nexthop
+	group  []nexthopRef // its members; nil: it is a single one
+}
+
+// lastSet is the group that was asked for last: nodes of one rack, which come one after the other, share it.
+type lastSet struct {
+	hops []hop
+	ref  nexthopRef
 }
 
 // newNexthopTable returns a table for so many nodes: each has a group and a way through a tunnel per family.
 func newNexthopTable(nodes int) *nexthopTable {
 	return &nexthopTable{
-		singles: make(map[desired.NexthopKey]desired.Nexthop, 2*nodes),
-		groups:  make(map[desired.NexthopKey][]desired.NexthopKey, 2*nodes),
-		names:   make(map[hop]desired.NexthopKey, 2*nodes),
+		entries: make([]nexthopEntry, 0, 4*nodes),
+		singles: make(map[hop]nexthopRef, 2*nodes),
+		sets:    map[desired.NexthopKey]nexthopRef{},
+		last:    map[bgp.Family]lastSet{},
 	}
 }
 
@@ -63,88 +70,129 @@ func (h hop) key() desired.NexthopKey {
 	return desired.NexthopKey("via/" + h.gateway.String() + "/" + h.device)
 }
 
-// group defines the group of a name, in terms of hops.
-func (t *nexthopTable) group(name desired.NexthopKey, hops []hop) {
-	members := make([]desired.NexthopKey, 0, len(hops))
-	for _, h := range hops {
-		members = append(members, t.single(h))
-	}
-	slices.Sort(members)
-	t.groups[name] = slices.Compact(members)
+func (t *nexthopTable) add(e nexthopEntry) nexthopRef {
+	t.entries = append(t.entries, e)
+	return nexthopRef(len(t.entries) - 1) //nolint:gosec // some thousands
 }
 
-// single defines a hop of its own, and returns its name.
-func (t *nexthopTable) single(h hop) desired.NexthopKey {
-	k, ok := t.names[h]
-	if !ok {
-		k = h.key()
-		t.names[h] = k
-		t.singles[k] = desired.Nexthop{Gateway: h.gateway, Device: h.device, OnLink: h.onLink}
+// group defines a group of a name that no other has, in terms of hops.
+func (t *nexthopTable) group(name desired.NexthopKey, hops []hop) nexthopRef {
+	members := make([]nexthopRef, len(hops))
+	for i, h := range hops {
+		members[i] = t.single(h)
 	}
-	return k
+	return t.add(nexthopEntry{name: name, group: members})
+}
+
+// single defines a hop of its own.
+func (t *nexthopTable) single(h hop) nexthopRef {
+	ref, ok := t.singles[h]
+	if !ok {
+		ref = t.add(nexthopEntry{name: h.key(), object: desired.Nexthop{Gateway: h.gateway, Device: h.device, OnLink: h.onLink}})
+		t.singles[h] = ref
+	}
+	return ref
 }
 
 // contentGroup defines a group named by its content, for a block that goes another way than the
 // rest of its node.
-func (t *nexthopTable) contentGroup(f bgp.Family, hops []hop) desired.NexthopKey {
+func (t *nexthopTable) contentGroup(f bgp.Family, hops []hop) nexthopRef {
+	if last := t.last[f]; slices.Equal(last.hops, hops) {
+		return last.ref
+	}
 	keys := make([]string, len(hops))
 	for i, h := range hops {
-		keys[i] = string(t.single(h))
+		keys[i] = string(t.entries[t.single(h)].name)
 	}
 	slices.Sort(keys)
 	name := desired.NexthopKey("set/" + f.String() + "/" + strings.Join(keys, ","))
-	if _, ok := t.groups[name]; !ok {
-		t.group(name, hops)
+	ref, ok := t.sets[name]
+	if !ok {
+		ref = t.group(name, hops)
+		t.sets[name] = ref
 	}
-	return name
+	t.last[f] = lastSet{hops, ref}
+	return ref
 }
 
-func nodeGroup(n snapshot.Node, f bgp.Family) desired.NexthopKey {
+func nodeGroup(n *snapshot.Node, f bgp.Family) desired.NexthopKey {
 	return desired.NexthopKey("node/" + n.Name + "/" + f.String())
 }
 
-// ids gives every object its id.
-func (t *nexthopTable) ids() map[desired.NexthopKey]desired.NexthopID {
-	keys := slices.Sorted(maps.Keys(t.singles))
-	keys = append(keys, slices.Sorted(maps.Keys(t.groups))...)
-	ids := make(map[desired.NexthopKey]desired.NexthopID, len(keys))
-	taken := make(map[desired.NexthopID]bool, len(keys))
-	for _, k := range keys {
-		for salt := uint32(0); ; salt++ {
-			if id := hashID(k, salt); !taken[id] {
-				ids[k], taken[id] = id, true
-				break
-			}
-		}
+// ids gives every object its id, in the order of the entries.
+func (t *nexthopTable) ids() []desired.NexthopID {
+	ids := make([]desired.NexthopID, len(t.entries))
+	for i := range t.entries {
+		ids[i] = hashID(t.entries[i].name, 0)
+	}
+	sorted := slices.Sorted(slices.Values(ids))
+	if len(slices.Compact(sorted)) < len(ids) {
+		t.setApart(ids)
 	}
 	return ids
 }
 
-// hashID has the highest bit set, which keeps us clear of ids that others count up from 1.
-func hashID(k desired.NexthopKey, salt uint32) desired.NexthopID {
-	h := fnv.New32a()
-	_, _ = h.Write([]byte(k))
-	if salt != 0 {
-		_, _ = h.Write(binary.BigEndian.AppendUint32(nil, salt))
+// setApart gives ids anew, since some names hash alike: single ones come first, and then the order of names.
+func (t *nexthopTable) setApart(ids []desired.NexthopID) {
+	order := make([]int, len(ids))
+	for i := range order {
+		order[i] = i
 	}
-	return desired.NexthopID(h.Sum32() | 1<<31)
+	slices.SortFunc(order, func(a, b int) int {
+		x, y := &t.entries[a], &t.entries[b]
+		if (x.group == nil) != (y.group == nil) {
+			return map[bool]int{true: -1, false: 1}[x.group == nil]
+		}
+		return cmp.Compare(x.name, y.name)
+	})
+	taken := make(map[desired.NexthopID]bool, len(ids))
+	for _, i := range order {
+		salt := uint32(0)
+		for ids[i] = hashID(t.entries[i].name, salt); taken[ids[i]]; ids[i] = hashID(t.entries[i].name, salt) {
+			salt++
+		}
+		taken[ids[i]] = true
+	}
 }
 
-// resolve returns the nexthop objects, and the ids by which routes refer to them.
-func (t *nexthopTable) resolve() ([]desired.Nexthop, map[desired.NexthopKey]desired.NexthopID) {
-	ids := t.ids()
-	objects := make([]desired.Nexthop, 0, len(ids))
-	for k, n := range t.singles {
-		n.ID = ids[k]
-		objects = append(objects, n)
+// hashID has the highest bit set, which keeps us clear of ids that others count up from 1. It is FNV-1a, as
+// of hash/fnv, which would cost two allocations for each.
+func hashID(k desired.NexthopKey, salt uint32) desired.NexthopID {
+	h := uint32(2166136261)
+	add := func(b byte) { h = (h ^ uint32(b)) * 16777619 }
+	for i := range len(k) {
+		add(k[i])
 	}
-	for k, members := range t.groups {
-		var m []desired.NexthopID
-		for _, member := range members {
-			m = append(m, ids[member])
+	if salt != 0 {
+		for _, b := range binary.BigEndian.AppendUint32(nil, salt) {
+			add(b)
 		}
-		objects = append(objects, desired.Nexthop{ID: ids[k], Group: desired.EncodeGroup(m)})
 	}
-	slices.SortFunc(objects, func(a, b desired.Nexthop) int { return cmp.Compare(a.ID, b.ID) })
+	return desired.NexthopID(h | 1<<31)
+}
+
+// resolve returns the nexthop objects, sorted by id, and the ids in the order of the entries.
+func (t *nexthopTable) resolve() ([]desired.Nexthop, []desired.NexthopID) {
+	ids := t.ids()
+	order := make([]int, len(ids)) // sorting the objects themselves would move ten times as much
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(ids[a], ids[b]) })
+	objects := make([]desired.Nexthop, len(ids))
+	var members []desired.NexthopID
+	for at, i := range order {
+		e := &t.entries[i]
+		objects[at] = e.object
+		objects[at].ID = ids[i]
+		if e.group == nil {
+			continue
+		}
+		members = members[:0]
+		for _, ref := range e.group {
+			members = append(members, ids[ref])
+		}
+		objects[at].Group = desired.EncodeGroup(members)
+	}
 	return objects, ids
 }

@@ -7,59 +7,120 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
-// pathIndex holds the BGP paths that may be used, by prefix.
+// pathIndex holds the BGP paths that may be used, and whose block a prefix is.
 type pathIndex struct {
-	byPrefix map[netip.Prefix][]bgp.Path
-	lengths  map[bgp.Family][]int // prefix lengths of fabric paths, longest first
+	at      map[netip.Prefix]candidate
+	foreign []netip.Prefix       // those with paths that are nobody's block, sorted
+	lengths map[bgp.Family][]int // prefix lengths of fabric paths, longest first
+}
+
+// candidate is what is known of one prefix.
+type candidate struct {
+	paths []bgp.Path // that may be used
+	owner string     // node whose block it is
+	block bool       // it is a block, if perhaps nobody's
+	place int        // of the block in View.Blocks
 }
 
 // indexPaths sorts out what BGP learned: from a node only its own blocks count, from a router all
 // that does not lie within a block of ours, from a reflector what either of them may announce, and a
 // node's blocks only by way of that node. What a peer may not announce is counted, not obeyed.
 func (c *computation) indexPaths() {
-	c.candidates = pathIndex{byPrefix: make(map[netip.Prefix][]bgp.Path, len(c.Blocks)), lengths: map[bgp.Family][]int{}}
-	owner := make(map[netip.Prefix]string, len(c.Blocks))
-	for node, blocks := range c.owned {
-		for _, b := range blocks {
-			owner[b.CIDR] = node
-		}
+	x := pathIndex{at: make(map[netip.Prefix]candidate, len(c.Blocks)), lengths: map[bgp.Family][]int{}}
+	for i, b := range c.Blocks {
+		x.at[b.CIDR] = candidate{owner: b.Node, block: true, place: i}
 	}
-	nodeAt := make(map[netip.Addr]string, 2*len(c.Nodes))
-	for _, n := range c.Nodes {
-		nodeAt[n.IPv4], nodeAt[n.IPv6] = n.Name, n.Name
+	for _, prefix := range c.ours {
+		known := x.at[prefix]
+		x.at[prefix] = candidate{owner: c.NodeName, block: true, place: known.place}
 	}
-	for _, p := range c.BGP.Paths {
-		sent := p
-		if p.Kind == bgp.PeerReflector && owner[p.Prefix] == "" {
-			p.Kind = bgp.PeerFabric // of a router that is a client of the reflector
-		}
-		switch {
-		case p.Kind == bgp.PeerReflector && owner[p.Prefix] != nodeAt[p.NextHop]:
-			c.refuse(sent)
-			continue
-		case p.Kind == bgp.PeerNode && (owner[p.Prefix] == "" || owner[p.Prefix] != nodeAt[p.Peer]):
-			c.refuse(p)
-			continue
-		case owner[p.Prefix] == c.NodeName:
-			continue // the fabric gives us back what is ours
-		case p.Kind == bgp.PeerFabric && c.insideBlock(p.Prefix):
-			c.refuse(sent)
-			continue
-		}
-		c.candidates.byPrefix[p.Prefix] = append(c.candidates.byPrefix[p.Prefix], p)
-		if f := bgp.FamilyOf(p.Prefix.Addr()); p.Kind == bgp.PeerFabric && !slices.Contains(c.candidates.lengths[f], p.Prefix.Bits()) {
-			c.candidates.lengths[f] = append(c.candidates.lengths[f], p.Prefix.Bits())
-		}
+	byPrefix := func(a, b bgp.Path) int { return a.Prefix.Compare(b.Prefix) }
+	rest := c.BGP.Paths
+	if !slices.IsSortedFunc(rest, byPrefix) { // the speaker's are
+		rest = slices.Clone(rest)
+		slices.SortStableFunc(rest, byPrefix)
 	}
-	for _, l := range c.candidates.lengths {
+	for len(rest) > 0 {
+		n := 1
+		for n < len(rest) && rest[n].Prefix == rest[0].Prefix {
+			n++
+		}
+		c.indexPrefix(&x, rest[:n:n])
+		rest = rest[n:]
+	}
+	for _, l := range x.lengths {
 		slices.SortFunc(l, func(a, b int) int { return cmp.Compare(b, a) })
 	}
+	c.candidates = x
+}
+
+// indexPrefix takes all paths of one prefix. They are not copied unless some of them are refused.
+func (c *computation) indexPrefix(x *pathIndex, paths []bgp.Path) {
+	prefix := paths[0].Prefix
+	k := x.at[prefix]
+	inside := !k.block && c.insideBlock(prefix)
+	refused := func(p bgp.Path) bool {
+		switch p.Kind {
+		case bgp.PeerNode:
+			return k.owner == "" || !c.isAt(k.owner, p.Peer)
+		case bgp.PeerReflector:
+			return inside || k.owner != "" && !c.isAt(k.owner, p.NextHop)
+		case bgp.PeerFabric:
+			return inside
+		}
+		return true
+	}
+	for _, p := range paths {
+		if refused(p) {
+			c.refuse(p)
+		}
+	}
+	if k.owner == c.NodeName {
+		return // the fabric gives us back what is ours
+	}
+	if slices.ContainsFunc(paths, refused) {
+		paths = slices.DeleteFunc(slices.Clone(paths), refused)
+	}
+	if len(paths) == 0 {
+		return
+	}
+	if !k.block {
+		x.foreign = append(x.foreign, prefix)
+		paths = ofRouters(paths)
+	}
+	k.paths = paths
+	x.at[prefix] = k
+	f, fabric := bgp.FamilyOf(prefix.Addr()), func(p bgp.Path) bool { return p.Kind == bgp.PeerFabric }
+	if !slices.Contains(x.lengths[f], prefix.Bits()) && slices.ContainsFunc(paths, fabric) {
+		x.lengths[f] = append(x.lengths[f], prefix.Bits())
+	}
+}
+
+// ofRouters makes paths to what is no node's block those of routers: what reflectors pass on of their
+// clients outside of the cluster.
+func ofRouters(paths []bgp.Path) []bgp.Path {
+	reflected := func(p bgp.Path) bool { return p.Kind == bgp.PeerReflector }
+	if !slices.ContainsFunc(paths, reflected) {
+		return paths
+	}
+	paths = slices.Clone(paths)
+	for i := range paths {
+		paths[i].Kind = bgp.PeerFabric
+	}
+	return paths
+}
+
+// isAt says whether a node has the address.
+func (c *computation) isAt(name string, ip netip.Addr) bool {
+	i, ok := slices.BinarySearchFunc(c.Nodes, name, func(n snapshot.Node, name string) int { return cmp.Compare(n.Name, name) })
+	return ok && ip.IsValid() && (c.Nodes[i].IPv4 == ip || c.Nodes[i].IPv6 == ip)
 }
 
 func (c *computation) refuse(p bgp.Path) {
@@ -83,15 +144,18 @@ func (c *computation) insideBlock(p netip.Prefix) bool {
 
 // nativeHops looks for BGP next hops that are on-link: the owner's own, or else the routers' that have the
 // shortest AS_PATH. It says what they rest on, or why there are none.
-func (c *computation) nativeHops(n snapshot.Node, f bgp.Family, b snapshot.Block) ([]hop, string) {
-	paths := c.candidates.covering(b.CIDR)
+func (c *computation) nativeHops(n *snapshot.Node, f bgp.Family, b snapshot.Block, known candidate) ([]hop, string) {
+	paths := known.paths
+	if len(paths) == 0 {
+		paths = c.candidates.around(b.CIDR)
+	}
 	if p, ok := pathTo(paths, n.IP(f)); ok {
 		if link, ok := c.onLink(p.NextHop); ok {
 			return []hop{{gateway: p.NextHop, device: link.Device}}, "BGP route from the node itself, in the same subnet" + byReflector(p) + stale(p.Stale)
 		}
 	}
 	if hops, isStale := c.fabricHops(paths); len(hops) > 0 {
-		return hops, fmt.Sprintf("BGP route from the fabric, %d next hop(s)%s", len(hops), stale(isStale))
+		return hops, "BGP route from the fabric, " + strconv.Itoa(len(hops)) + " next hop(s)" + stale(isStale)
 	}
 	if hops := c.adoptedHops(b.CIDR); len(hops) > 0 {
 		return hops, "kept from before the agent's restart, until BGP has converged"
@@ -122,7 +186,7 @@ func byReflector(p bgp.Path) string {
 
 // sessionDown says of a node in the same subnet, whose own session would tell of its blocks, that it is
 // down; or that all reflectors are out of reach.
-func (c *computation) sessionDown(n snapshot.Node) string {
+func (c *computation) sessionDown(n *snapshot.Node) string {
 	reflectors, up := 0, 0
 	for _, s := range c.BGP.Sessions {
 		if s.Kind == bgp.PeerReflector {
@@ -156,13 +220,14 @@ func stale(s bool) string {
 // fabricHops are the on-link next hops of the routers' paths with the shortest AS_PATH.
 func (c *computation) fabricHops(paths []bgp.Path) (hops []hop, isStale bool) {
 	shortest := -1
+	hops = make([]hop, 0, len(paths))
 	for _, p := range paths {
 		link, ok := c.onLink(p.NextHop)
 		if !ok || p.Kind != bgp.PeerFabric || shortest >= 0 && p.ASPathLen > shortest {
 			continue
 		}
 		if p.ASPathLen < shortest {
-			hops, isStale = nil, false
+			hops, isStale = hops[:0], false
 		}
 		shortest = p.ASPathLen
 		isStale = isStale || p.Stale
@@ -201,12 +266,8 @@ func (c *computation) onLink(a netip.Addr) (snapshot.OnLink, bool) {
 	return snapshot.OnLink{}, false
 }
 
-// covering returns the paths for the prefix itself, or else the fabric's for the longest prefix
-// around it.
-func (x pathIndex) covering(p netip.Prefix) []bgp.Path {
-	if paths := x.byPrefix[p]; len(paths) > 0 {
-		return paths
-	}
+// around returns the fabric's paths for the longest prefix around one that has none of its own.
+func (x pathIndex) around(p netip.Prefix) []bgp.Path {
 	for _, bits := range x.lengths[bgp.FamilyOf(p.Addr())] {
 		if bits >= p.Bits() {
 			continue
@@ -215,7 +276,7 @@ func (x pathIndex) covering(p netip.Prefix) []bgp.Path {
 		if err != nil {
 			continue
 		}
-		if paths := x.byPrefix[wider]; len(paths) > 0 {
+		if paths := x.at[wider].paths; len(paths) > 0 {
 			return paths
 		}
 	}
@@ -225,16 +286,9 @@ func (x pathIndex) covering(p netip.Prefix) []bgp.Path {
 // fabricRoutes installs what routers announce beside our blocks: other users of the pools'
 // ranges, and what acceptPrefixes lets in.
 func (c *computation) fabricRoutes() {
-	blocks := make(map[netip.Prefix]bool, len(c.Blocks))
-	for _, b := range c.Blocks {
-		blocks[b.CIDR] = true
-	}
-	for prefix, paths := range c.candidates.byPrefix {
-		if blocks[prefix] || slices.Contains(c.ours, prefix) {
-			continue
-		}
-		if hops, _ := c.fabricHops(paths); len(hops) > 0 {
-			c.route(prefix, c.nexthops.contentGroup(bgp.FamilyOf(prefix.Addr()), hops), 0)
+	for _, prefix := range c.candidates.foreign {
+		if hops, _ := c.fabricHops(c.candidates.at[prefix].paths); len(hops) > 0 {
+			c.out.Routes = append(c.out.Routes, c.toNexthop(prefix, c.nexthops.contentGroup(bgp.FamilyOf(prefix.Addr()), hops), 0))
 		}
 	}
 }

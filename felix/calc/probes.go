@@ -4,6 +4,7 @@ package calc
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/felix/desired"
@@ -25,6 +26,9 @@ func (c *computation) probing(decisions []path.Decision) {
 		}
 	}
 	c.out.Targets = make([]path.Target, 0, len(c.ways))
+	for m := range c.out.ProbeRoutes {
+		c.out.ProbeRoutes[m] = slices.Grow(c.out.ProbeRoutes[m], len(c.ways))
+	}
 	for i := range c.ways {
 		w := &c.ways[i]
 		to := w.podAddress()
@@ -36,7 +40,7 @@ func (c *computation) probing(decisions []path.Decision) {
 				c.probeRoute(w, m, to)
 			}
 		}
-		c.out.Targets = append(c.out.Targets, c.target(w, decisions[i], to))
+		c.out.Targets = append(c.out.Targets, c.target(w, &decisions[i], to))
 	}
 }
 
@@ -60,26 +64,22 @@ func (c *computation) probeRules(f bgp.Family) {
 }
 
 func (c *computation) probeRoute(w *way, m path.Method, to netip.Addr) {
-	hops := w.hops(w.blocks[w.lead], m)
-	var nexthop desired.NexthopKey
+	hops := w.hops(&w.blocks[w.lead], m)
+	var ref nexthopRef
 	if m == path.Native {
-		nexthop = c.nexthops.contentGroup(w.family, hops) // shared by all behind the same routers
+		ref = c.nexthops.contentGroup(w.family, hops) // shared by all behind the same routers
 	} else {
-		nexthop = c.nexthops.single(hops[0])
+		ref = c.nexthops.single(hops[0])
 	}
-	c.nexthops.users = append(c.nexthops.users, routeRef{
-		route: desired.Route{
-			Prefix: netip.PrefixFrom(to, to.BitLen()), Type: desired.RouteNexthop, Source: c.podSource[w.family],
-		},
-		nexthop: nexthop, table: m,
-	})
+	c.out.ProbeRoutes[m] = append(c.out.ProbeRoutes[m], c.toNexthop(netip.PrefixFrom(to, to.BitLen()), ref, 0))
 }
 
 // target is what the prober is to find out about a path.
-func (c *computation) target(w *way, d path.Decision, to netip.Addr) path.Target {
+func (c *computation) target(w *way, d *path.Decision, to netip.Addr) path.Target {
 	t := path.Target{Key: w.input.Key, Local: c.podSource[w.family], Remote: to, Group: group(w)}
 	var allowed, inUse path.Set
-	for _, b := range w.blocks {
+	for i := range w.blocks {
+		b := &w.blocks[i]
 		allowed |= b.wanted()
 		if m := d.Choose(b.wanted()); m != path.Methods {
 			inUse |= path.SetOf(m)

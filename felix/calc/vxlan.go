@@ -43,7 +43,10 @@ func linkLocal(m desired.MAC) netip.Addr {
 // stand before it is needed. The underlay is IPv4 where both ends have it, else IPv6.
 func (c *computation) tunnels() {
 	devices := map[bgp.Family]bool{}
-	for _, n := range c.Nodes {
+	c.out.FDB = make([]desired.FDBEntry, 0, len(c.Nodes))
+	c.out.Neighbours = make([]desired.Neighbour, 0, 2*len(c.Nodes))
+	for i := range c.Nodes {
+		n := &c.Nodes[i]
 		if n.Name == c.NodeName {
 			continue
 		}
@@ -103,7 +106,7 @@ type tunnel struct {
 }
 
 // tunnelTo says how VXLAN reaches a node; false if the two share no address family.
-func (c *computation) tunnelTo(n snapshot.Node) (tunnel, bool) {
+func (c *computation) tunnelTo(n *snapshot.Node) (tunnel, bool) {
 	if _, ok := c.links[bgp.IPv4]; ok && n.IPv4.IsValid() {
 		return tunnel{desired.VXLANDevice, n.IPv4}, true
 	}
@@ -114,7 +117,7 @@ func (c *computation) tunnelTo(n snapshot.Node) (tunnel, bool) {
 }
 
 // gatewayOf is the address on the tunnel device that routes of a family to the node go by.
-func gatewayOf(n snapshot.Node, f bgp.Family) netip.Addr {
+func gatewayOf(n *snapshot.Node, f bgp.Family) netip.Addr {
 	if f == bgp.IPv4 && n.IPv4.IsValid() {
 		return n.IPv4
 	}

@@ -28,17 +28,25 @@ type Path struct {
 
 // way is a remote node and a family, with all that can be said of how to reach it before it is decided.
 type way struct {
-	node   snapshot.Node
+	node   *snapshot.Node
+	can    remoteCan
 	family bgp.Family
 	lead   int // index of the block that stands for the node: its primary one
 	blocks []wayBlock
 	tunnel [path.Methods][]hop // by method; Native is the blocks' own
-	input  path.Input
+	input  *path.Input
+}
+
+// remoteCan is what the other node's agent said that its kernel can do, if it did.
+type remoteCan struct {
+	can   path.Capabilities
+	known bool
 }
 
 // wayBlock is one block of the remote node.
 type wayBlock struct {
 	snapshot.Block
+	place         int // in the routes
 	encapsulation v1alpha1.Encapsulation
 	allowed       path.Set // by the pool
 	native        []hop    // none: it cannot be reached natively now
@@ -47,14 +55,14 @@ type wayBlock struct {
 
 // wanted is what may be chosen for the block: no native way if its own route is missing, be the node's
 // other blocks reachable so or not.
-func (b wayBlock) wanted() path.Set {
+func (b *wayBlock) wanted() path.Set {
 	if len(b.native) == 0 {
 		return b.allowed &^ path.SetOf(path.Native)
 	}
 	return b.allowed
 }
 
-func (w *way) hops(b wayBlock, m path.Method) []hop {
+func (w *way) hops(b *wayBlock, m path.Method) []hop {
 	switch m {
 	case path.Native:
 		return b.native
@@ -66,7 +74,7 @@ func (w *way) hops(b wayBlock, m path.Method) []hop {
 
 // podAddress is the node's own address in the pod network, as far as the API tells.
 func (w *way) podAddress() netip.Addr {
-	if b := w.blocks[w.lead]; b.Primary {
+	if b := &w.blocks[w.lead]; b.Primary {
 		return b.CIDR.Addr().Next()
 	}
 	return netip.Addr{}
@@ -75,15 +83,31 @@ func (w *way) podAddress() netip.Addr {
 // findCandidates finds, for every other node and family, which methods there are.
 func (c *computation) findCandidates() {
 	c.ways = make([]way, 0, 2*len(c.Nodes))
-	for _, n := range c.Nodes {
+	c.inputs = make([]path.Input, 0, 2*len(c.Nodes)) // never grows: ways point into it
+	c.blocks = make([]wayBlock, 0, len(c.Blocks))
+	families := [...]bgp.Family{bgp.IPv4, bgp.IPv6}
+	for i := range c.Nodes {
+		n := &c.Nodes[i]
 		if n.Name == c.NodeName {
 			continue
 		}
-		for _, f := range []bgp.Family{bgp.IPv4, bgp.IPv6} {
-			if w := (way{node: n, family: f}); c.findBlocks(&w) {
-				c.findMethods(&w)
-				c.ways = append(c.ways, w)
+		var reports [len(families)]path.Report
+		var can remoteCan
+		for i, f := range families { // by whichever it said it
+			reports[i] = c.Probes[path.Key{Node: n.Name, Family: f}]
+			if r := &reports[i]; r.RemoteKnown && !can.known {
+				can = remoteCan{r.Remote, true}
 			}
+		}
+		for i, f := range families {
+			w := way{node: n, family: f, can: can}
+			if !c.findBlocks(&w) {
+				continue
+			}
+			c.inputs = append(c.inputs, path.Input{Key: path.Key{Node: n.Name, Family: f}, Adopted: path.Methods, Report: reports[i]})
+			w.input = &c.inputs[len(c.inputs)-1]
+			c.findMethods(&w)
+			c.ways = append(c.ways, w)
 		}
 	}
 }
@@ -91,11 +115,13 @@ func (c *computation) findCandidates() {
 // findBlocks fills in the node's blocks of the family; false if there are none.
 func (c *computation) findBlocks(w *way) bool {
 	link, sameSubnet := c.onLink(w.node.IP(w.family))
+	first := len(c.blocks)
 	for _, b := range c.owned[w.node.Name] {
 		if bgp.FamilyOf(b.CIDR.Addr()) != w.family {
 			continue
 		}
-		wb := wayBlock{Block: b, encapsulation: v1alpha1.EncapsulationAuto}
+		known := c.candidates.at[b.CIDR]
+		wb := wayBlock{Block: b, place: known.place, encapsulation: v1alpha1.EncapsulationAuto}
 		if pool, ok := c.PoolNamed(b.Pool); ok {
 			wb.encapsulation = pool.Encapsulation
 		}
@@ -103,10 +129,11 @@ func (c *computation) findBlocks(w *way) bool {
 		if crossSubnet(wb.encapsulation) && sameSubnet {
 			wb.native, wb.why = []hop{{gateway: w.node.IP(w.family), device: link.Device}}, "same subnet"
 		} else {
-			wb.native, wb.why = c.nativeHops(w.node, w.family, b)
+			wb.native, wb.why = c.nativeHops(w.node, w.family, b, known)
 		}
-		w.blocks = append(w.blocks, wb)
+		c.blocks = append(c.blocks, wb)
 	}
+	w.blocks = c.blocks[first:len(c.blocks):len(c.blocks)]
 	w.lead = max(0, slices.IndexFunc(w.blocks, func(b wayBlock) bool { return b.Primary && !b.Releasing }))
 	return len(w.blocks) > 0
 }
@@ -130,13 +157,9 @@ func allowed(e v1alpha1.Encapsulation, f bgp.Family, sameSubnet bool) path.Set {
 	return path.SetOf(path.Native, path.IPIP, path.VXLAN)
 }
 
-// findMethods makes the input of the decision.
+// findMethods completes the input of the decision.
 func (c *computation) findMethods(w *way) {
-	lead := w.blocks[w.lead]
-	w.input = path.Input{
-		Key: path.Key{Node: w.node.Name, Family: w.family}, Adopted: path.Methods,
-		Report: c.Probes[path.Key{Node: w.node.Name, Family: w.family}],
-	}
+	lead := &w.blocks[w.lead]
 	if m, ok := c.AdoptedMethods[lead.CIDR]; ok {
 		w.input.Adopted = m
 	}
@@ -151,28 +174,17 @@ func (c *computation) findMethods(w *way) {
 			w.input.Available |= path.SetOf(m)
 		}
 	}
-	for _, b := range w.blocks {
-		if s := b.wanted(); !slices.Contains(w.input.Wanted, s) {
+	for i := range w.blocks {
+		if s := w.blocks[i].wanted(); !slices.Contains(w.input.Wanted, s) {
 			w.input.Wanted = append(w.input.Wanted, s)
 		}
 	}
 }
 
-// remoteCan says what the other node's agent said that its kernel can do, by whichever family it did.
-func (c *computation) remoteCan(node string) (can path.Capabilities, known bool) {
-	for _, f := range []bgp.Family{bgp.IPv4, bgp.IPv6} {
-		if r := c.Probes[path.Key{Node: node, Family: f}]; r.RemoteKnown {
-			return r.Remote, true
-		}
-	}
-	return 0, false
-}
-
 // ipipHops is the way through the IPIP device, if both nodes can. A node that has not said so is not
 // offered IPIP, unless there is nothing else to offer, or it was in use before this process.
 func (c *computation) ipipHops(w *way) ([]hop, string) {
-	can, known := c.remoteCan(w.node.Name)
-	lead := w.blocks[w.lead]
+	lead := &w.blocks[w.lead]
 	switch {
 	case w.family == bgp.IPv6:
 		return nil, "IPIP carries IPv4 alone"
@@ -180,9 +192,9 @@ func (c *computation) ipipHops(w *way) ([]hop, string) {
 		return nil, "this node's kernel has no ipip: " + c.Capabilities.Why[path.CanIPIP]
 	case len(c.out.IPIPs) == 0 || !w.node.IPv4.IsValid():
 		return nil, "this node and " + w.node.Name + " share no IPv4 underlay"
-	case known && can&path.CanIPIP == 0:
+	case w.can.known && w.can.can&path.CanIPIP == 0:
 		return nil, "the kernel of " + w.node.Name + " has no ipip"
-	case !known && lead.allowed.Has(path.VXLAN) && w.input.Adopted != path.IPIP:
+	case !w.can.known && lead.allowed.Has(path.VXLAN) && w.input.Adopted != path.IPIP:
 		return nil, w.node.Name + " has not said yet whether it can do IPIP"
 	}
 	return []hop{{gateway: w.node.IPv4, device: desired.IPIPDevice, onLink: true}}, ""
@@ -193,7 +205,7 @@ func (c *computation) vxlanHops(w *way) ([]hop, string) {
 	if !ok {
 		return nil, "this node and " + w.node.Name + " share no address family"
 	}
-	if can, known := c.remoteCan(w.node.Name); known && can&path.CanVXLAN == 0 {
+	if w.can.known && w.can.can&path.CanVXLAN == 0 {
 		return nil, "the kernel of " + w.node.Name + " has no vxlan"
 	}
 	if c.Capabilities.Can&path.CanVXLAN == 0 {
@@ -207,57 +219,56 @@ func (c *computation) vxlanHops(w *way) ([]hop, string) {
 // that differs, since its route has not arrived yet, has a group of its own.
 func (c *computation) remoteRoutes(decisions []path.Decision) {
 	c.out.Paths = make([]Path, 0, len(c.ways))
-	// One route for each block, and one for the probes of each method.
-	c.nexthops.users = make([]routeRef, 0, len(c.Blocks)+len(c.ways)*int(path.Methods))
+	// In the order of the blocks, which is that of their prefixes: so there is little to sort at the end.
+	routes := make([]desired.Route, len(c.Blocks), len(c.Blocks)+len(c.out.Routes))
 	for i := range c.ways {
-		w, d := &c.ways[i], decisions[i]
-		lead := w.blocks[w.lead]
+		w, d := &c.ways[i], &decisions[i]
+		lead := &w.blocks[w.lead]
 		chosen := d.Choose(lead.wanted())
 		hops := w.hops(lead, chosen)
 		c.out.Paths = append(c.out.Paths, Path{
 			Node: w.node.Name, Family: w.family, Method: methodName(chosen), NextHops: gateways(hops),
-			Reason: reason(w, d, chosen), Allowed: lead.allowed, Decision: d,
+			Reason: reason(w, d, chosen), Allowed: lead.allowed, Decision: *d,
 		})
-		group := nodeGroup(w.node, w.family)
+		var group nexthopRef
 		if chosen != path.Methods {
-			c.nexthops.group(group, hops)
+			group = c.nexthops.group(nodeGroup(w.node, w.family), hops)
 		}
-		for _, b := range w.blocks {
-			c.blockRoute(w, d, b, group, hops)
+		for j := range w.blocks {
+			b := &w.blocks[j]
+			routes[b.place] = c.blockRoute(w, d, b, group, hops)
 		}
 	}
+	none := func(r desired.Route) bool { return r.Type == 0 } // our own, and those of nodes that are gone
+	c.out.Routes = append(slices.DeleteFunc(routes, none), c.out.Routes...)
 }
 
-func (c *computation) blockRoute(w *way, d path.Decision, b wayBlock, group desired.NexthopKey, groupHops []hop) {
+func (c *computation) blockRoute(w *way, d *path.Decision, b *wayBlock, group nexthopRef, groupHops []hop) desired.Route {
 	m := d.Choose(b.wanted())
 	if m == path.Methods {
 		// Better no answer than one from wherever the default route leads.
-		c.out.Routes = append(c.out.Routes, desired.Route{Prefix: b.CIDR, Type: desired.RouteBlackhole})
-		return
+		return desired.Route{Prefix: b.CIDR, Type: desired.RouteBlackhole}
 	}
-	hops := w.hops(b, m)
-	if !slices.Equal(hops, groupHops) {
+	if hops := w.hops(b, m); !slices.Equal(hops, groupHops) {
 		group = c.nexthops.contentGroup(w.family, hops)
 	}
-	c.route(b.CIDR, group, c.pathMTU(w, d, m))
+	return c.toNexthop(b.CIDR, group, c.pathMTU(w, d, m))
 }
 
 // pathMTU is what was seen to come through, if that is less than the device would let pass: the node then
 // tells its pods itself what a broken network does not.
-func (c *computation) pathMTU(w *way, d path.Decision, m path.Method) int {
+func (c *computation) pathMTU(w *way, d *path.Decision, m path.Method) int {
 	if seen := d.Report.Methods[m].MTU; seen > 0 && seen < c.methodMTU(w, m) {
 		return seen
 	}
 	return 0
 }
 
-func (c *computation) route(prefix netip.Prefix, group desired.NexthopKey, mtu int) {
-	c.nexthops.users = append(c.nexthops.users, routeRef{
-		route: desired.Route{
-			Prefix: prefix, Type: desired.RouteNexthop, Source: c.podSource[bgp.FamilyOf(prefix.Addr())], MTU: mtu,
-		},
-		nexthop: group, table: path.Methods,
-	})
+// toNexthop is a route whose nexthop object has no id yet.
+func (c *computation) toNexthop(prefix netip.Prefix, ref nexthopRef, mtu int) desired.Route {
+	return desired.Route{
+		Prefix: prefix, Type: desired.RouteNexthop, Nexthop: desired.NexthopID(ref), Source: c.podSource[bgp.FamilyOf(prefix.Addr())], MTU: mtu,
+	}
 }
 
 func methodName(m path.Method) v1alpha1.PathMethod {
@@ -265,8 +276,8 @@ func methodName(m path.Method) v1alpha1.PathMethod {
 }
 
 // reason says why a method and not a better one, in words for users.
-func reason(w *way, d path.Decision, chosen path.Method) string {
-	lead := w.blocks[w.lead]
+func reason(w *way, d *path.Decision, chosen path.Method) string {
+	lead := &w.blocks[w.lead]
 	var parts []string
 	forbidden := false
 	for m := path.Native; m < chosen && m < path.Methods; m++ {

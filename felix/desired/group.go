@@ -9,7 +9,9 @@ import (
 
 // EncodeGroup packs member ids, in ascending order and without repetition, into a comparable string.
 func EncodeGroup(ids []NexthopID) string {
-	sorted := slices.Compact(slices.Sorted(slices.Values(ids)))
+	sorted := slices.Clone(ids)
+	slices.Sort(sorted)
+	sorted = slices.Compact(sorted)
 	b := make([]byte, 0, 4*len(sorted))
 	for _, id := range sorted {
 		b = binary.BigEndian.AppendUint32(b, uint32(id))

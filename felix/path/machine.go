@@ -155,7 +155,7 @@ func (m *Machine) decide(now time.Time, in *Input, mem *memory) Decision {
 	d := Decision{Key: in.Key, Report: in.Report, why: in.Why}
 	for method := range Methods {
 		s := &mem.methods[method]
-		s.step(now, in.Available.Has(method), &in.Report.Methods[method], m.jitter(in.Key, method))
+		s.step(now, in.Available.Has(method), &in.Report.Methods[method], func() time.Duration { return m.jitter(in.Key, method) })
 		if at := s.next(now); !at.IsZero() && (d.Next.IsZero() || at.Before(d.Next)) {
 			d.Next = at
 		}
@@ -171,8 +171,8 @@ func (m *Machine) decide(now time.Time, in *Input, mem *memory) Decision {
 	return d
 }
 
-// step brings one method up to date with the facts.
-func (s *State) step(now time.Time, available bool, e *Evidence, jitter time.Duration) {
+// step brings one method up to date with the facts. Few are proving themselves and need their jitter.
+func (s *State) step(now time.Time, available bool, e *Evidence, jitter func() time.Duration) {
 	s.Available = available
 	switch {
 	case !available:
@@ -185,7 +185,7 @@ func (s *State) step(now time.Time, available bool, e *Evidence, jitter time.Dur
 		}
 	}
 	if s.Phase == Proving {
-		s.prove(now, e, jitter)
+		s.prove(now, e, jitter())
 	}
 	if s.Phase == Up && now.Sub(s.Since) >= Forgiven {
 		s.Failures = 0

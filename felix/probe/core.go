@@ -381,10 +381,21 @@ func (c *core) settle(p *probe, answered bool, rtt time.Duration, now time.Time)
 		c.suspectGroup(w, now)
 	}
 	c.rule(w.target, now)
+	if !answered && p.sort == small && c.undecided(w) {
+		c.suspect(w.target, p.sent)
+	}
 	c.touch(w.target)
 	if answered && p.sort == small {
 		c.considerSizing(w, now)
 	}
+}
+
+// undecided says that a burst ended, for its rounds were thrown away by a loop that found itself late, without
+// a word on why nothing is answered: neither the other methods nor the kernel have been asked often enough.
+// The run of losses goes on, so no first loss would begin another burst.
+func (c *core) undecided(w *way) bool {
+	d := &w.target.doubt
+	return !d.active && !d.queued && w.udp.run > path.Window && w.verdict() == path.Doubtful
 }
 
 // heard takes an agent's answer, which makes what its kernel said void. If it is the first one after silence,

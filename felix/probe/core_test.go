@@ -284,3 +284,52 @@ func TestAgentRestarts(t *testing.T) {
 		}
 	}
 }
+
+// TestStarvedBurst: a loop that is late throws away each round of a burst in which the kernel is asked, until
+// the burst ends. Once it has time again, what it had no time for is found out.
+func TestStarvedBurst(t *testing.T) {
+	const victim = "node0"
+	for _, c := range []struct {
+		name   string
+		harm   func(w *world)
+		native path.Verdict
+		silent bool
+	}{
+		{
+			name: "the node dies", native: path.Unknown, silent: true,
+			harm: func(w *world) { w.dead = func(path.Key, path.Method, int) bool { return true } },
+		},
+		{
+			name: "its agent and native die", native: path.Lost,
+			harm: func(w *world) {
+				w.agent = func(path.Key) bool { return true }
+				w.dead = func(_ path.Key, m path.Method, _ int) bool { return m == path.Native }
+			},
+		},
+	} {
+		w := newWorld(t, 1)
+		w.raw = true
+		w.targets(nodes(1, 0, allNeeds))
+		w.run(time.Minute, nil)
+		c.harm(w)
+		starved := 0
+		w.run(time.Minute, func() bool {
+			if slices.ContainsFunc(w.open, func(p *probe) bool { return p.sort == echo }) {
+				starved++
+				w.discard()
+			}
+			return starved > 0 && len(w.bursts.active) == 0
+		})
+		if starved < maxRounds/2 {
+			t.Fatalf("%s: %d rounds were thrown away: this is no test", c.name, starved)
+		}
+		began := w.now
+		if !w.run(time.Minute, func() bool {
+			r := w.report(victim, bgp.IPv4)
+			return r.Silent == c.silent && r.Methods[path.Native].Verdict == c.native
+		}) {
+			t.Errorf("%s: after %v: %+v", c.name, w.now.Sub(began), w.report(victim, bgp.IPv4))
+		}
+		t.Logf("%s: known after %v", c.name, w.now.Sub(began))
+	}
+}
