@@ -95,7 +95,7 @@ const (
 // TestMixed: no switch speaks BGP, and of two nodes one has a kernel without ipip. They agree on VXLAN, no
 // packet goes by IPIP, and both say why. It comes before all other tests: what they load stays loaded.
 func TestMixed(t *testing.T) {
-	if os.Getenv("HELIOGRAPH_VM") != "1" {
+	if !inVM() {
 		t.Skip("only the kernel of hack/vm can be kept from loading ipip; make test-vm runs this test")
 	}
 	nettest.RunFor(t, longest, func(t *testing.T) {
@@ -151,9 +151,11 @@ func withoutIPIP(t *testing.T, f func()) {
 }
 
 // TestFabricFails: two racks whose agents see the fabric lose BGP, then refuse IPIP, then VXLAN, and come
-// back, and that are killed meanwhile. Each time the path is the best that carries packets, both ends
-// agree, the spine sees it on its wire, and connections live through all of it.
+// back, and that are killed meanwhile; then the clock steps, the rack's switch dies, and the port of VXLAN is
+// somebody else's. Each time the path is the best that carries packets, both ends agree, the spine sees it on
+// its wire, and connections live through all of it.
 func TestFabricFails(t *testing.T) {
+	keepClock(t)
 	nettest.RunFor(t, longest, func(t *testing.T) {
 		nettest.NeedLink(t, "ipip")
 		s := newStory(t)
@@ -168,6 +170,7 @@ func TestFabricFails(t *testing.T) {
 		s.step("b's agent starts again", harmless, func() { s.world.startAgent(t, "b") }, func() { s.paths("Native", "Native") })
 		s.wired("Native", "Native")
 		s.unchanged(2, "Native", "Native")
+		s.clockSteps()
 		s.deadRack()
 		s.portTaken()
 	})

@@ -19,7 +19,7 @@ import (
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 )
 
-// apiAddress is where each node finds its API server, in its own namespace.
+// Where each node finds its API server, in its own namespace.
 const (
 	apiAddress = "127.0.0.1:6443"
 	api        = "http://" + apiAddress

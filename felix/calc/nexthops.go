@@ -49,11 +49,12 @@ type lastSet struct {
 	ref  nexthopRef
 }
 
-// newNexthopTable returns a table for so many nodes: each has a group and a way through a tunnel per family.
+// newNexthopTable returns a table for so many nodes: each has a group for each family, and up to three ways
+// through tunnels.
 func newNexthopTable(nodes int) *nexthopTable {
 	return &nexthopTable{
-		entries: make([]nexthopEntry, 0, 4*nodes),
-		singles: make(map[hop]nexthopRef, 2*nodes),
+		entries: make([]nexthopEntry, 0, 5*nodes),
+		singles: make(map[hop]nexthopRef, 3*nodes),
 		sets:    map[desired.NexthopKey]nexthopRef{},
 		last:    map[bgp.Family]lastSet{},
 	}

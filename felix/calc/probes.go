@@ -29,18 +29,19 @@ func (c *computation) probing(decisions []path.Decision) {
 	for m := range c.out.ProbeRoutes {
 		c.out.ProbeRoutes[m] = slices.Grow(c.out.ProbeRoutes[m], len(c.ways))
 	}
+	// The routes in the order of their prefixes, as far as that is known: so there is little to sort at the end.
+	leads := make([]int, len(c.Blocks))
 	for i := range c.ways {
 		w := &c.ways[i]
-		to := w.podAddress()
-		if !to.IsValid() || !c.podSource[w.family].IsValid() {
-			continue
+		if to := w.podAddress(); to.IsValid() && c.podSource[w.family].IsValid() {
+			leads[w.blocks[w.lead].place] = i + 1
+			c.out.Targets = append(c.out.Targets, c.target(w, &decisions[i], to))
 		}
-		for m := range path.Methods {
-			if w.input.Available.Has(m) {
-				c.probeRoute(w, m, to)
-			}
+	}
+	for _, lead := range leads {
+		if lead > 0 {
+			c.probeRoutes(&c.ways[lead-1])
 		}
-		c.out.Targets = append(c.out.Targets, c.target(w, &decisions[i], to))
 	}
 }
 
@@ -63,15 +64,21 @@ func (c *computation) probeRules(f bgp.Family) {
 	}
 }
 
-func (c *computation) probeRoute(w *way, m path.Method, to netip.Addr) {
-	hops := w.hops(&w.blocks[w.lead], m)
-	var ref nexthopRef
-	if m == path.Native {
-		ref = c.nexthops.contentGroup(w.family, hops) // shared by all behind the same routers
-	} else {
-		ref = c.nexthops.single(hops[0])
+func (c *computation) probeRoutes(w *way) {
+	to := w.podAddress()
+	for m := range path.Methods {
+		if !w.input.Available.Has(m) {
+			continue
+		}
+		hops := w.hops(&w.blocks[w.lead], m)
+		var ref nexthopRef
+		if m == path.Native {
+			ref = c.nexthops.contentGroup(w.family, hops) // shared by all behind the same routers
+		} else {
+			ref = c.nexthops.single(hops[0])
+		}
+		c.out.ProbeRoutes[m] = append(c.out.ProbeRoutes[m], c.toNexthop(netip.PrefixFrom(to, to.BitLen()), ref, 0))
 	}
-	c.out.ProbeRoutes[m] = append(c.out.ProbeRoutes[m], c.toNexthop(netip.PrefixFrom(to, to.BitLen()), ref, 0))
 }
 
 // target is what the prober is to find out about a path.
