@@ -11,7 +11,7 @@ BIN     := $(CURDIR)/bin
 LDFLAGS := -s -w -X github.com/heliograph-dev/heliograph/internal/version.Version=$(VERSION)
 # What the lab caches outside of the tree: Kubernetes' binaries, which the tests use as well.
 CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/heliograph-lab
-MODULES := . hack/lab test/bench test/e2e test/interop
+MODULES := . hack/lab test/bench test/e2e test/interop test/oracle
 
 export CGO_ENABLED ?= 0
 
@@ -88,7 +88,7 @@ manifests: bin/controller-gen ## Regenerate the CRDs
 .PHONY: lint
 lint: bin/golangci-lint ## Run the linters
 	@$(BIN)/golangci-lint run ./...
-	@for m in hack/lab test/bench test/e2e test/interop; do (cd $$m && $(BIN)/golangci-lint run ./...); done
+	@for m in hack/lab test/bench test/e2e test/interop test/oracle; do (cd $$m && $(BIN)/golangci-lint run ./...); done
 
 .PHONY: verify
 verify: lint ## Linters, import rules, generated files and go.mod files up to date
@@ -102,6 +102,7 @@ test-unit: kube ## All Go tests of all modules that need no lab: pure, in namesp
 	@echo "go test ./... with a real kernel and a real API server"
 	HELIOGRAPH_NO_SKIP=1 KUBEBUILDER_ASSETS=$(CACHE)/bin $(GO) test ./...
 	$(GO) -C hack/lab test ./...
+	$(GO) -C test/oracle test -count=1 ./...
 
 .PHONY: kube
 kube: bin/lab ## Build Kubernetes and the lab's images into the cache; quick if they are there

@@ -24,7 +24,7 @@ type rule struct {
 
 var rules = []rule{
 	{
-		packages: []string{"bgp", "felix/delta", "felix/desired", "cni", "felix/trigger"},
+		packages: []string{"bgp", "felix/delta", "felix/desired", "cni", "felix/trigger", "policy", "policy/eval"},
 		forbid:   []string{"k8s.io", "sigs.k8s.io", "github.com/vishvananda", "github.com/mdlayher", "github.com/osrg"},
 		because:  "these are the vocabulary that everything else imports",
 	},
@@ -36,6 +36,19 @@ var rules = []rule{
 	{
 		packages: []string{"bgp/topology", "felix/snapshot", "felix/calc", "felix/path", "labels"},
 		direct:   []string{"os", "sync", "net/http", "os/exec"},
+		because:  "deciding is pure: it depends on its arguments alone, and shares no state",
+	},
+	{
+		packages: []string{"policy", "policy/compile", "policy/eval"},
+		forbid: []string{
+			"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "github.com/vishvananda", "github.com/mdlayher", "github.com/google/nftables",
+			"github.com/osrg", module + "/api", module + "/felix", module + "/bgp", module + "/controllers",
+		},
+		because: "what a policy means is decided without the kernel, the API server and the agent: renderers, the CLI and a relay use it too",
+	},
+	{
+		packages: []string{"policy", "policy/compile", "policy/eval"},
+		direct:   []string{"os", "sync", "time", "net/http", "os/exec", "log/slog"},
 		because:  "deciding is pure: it depends on its arguments alone, and shares no state",
 	},
 	{

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package eval says what a policy.State does with a packet, and why: it walks tiers, policies and rules
+// as the kernel would, and notes for each rule that does not match the first condition that differs.
+// It is what explains, and what renderers are tested against. Packets of established flows are out
+// of its scope: they follow the verdict on their first packet.
+package eval
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/heliograph-dev/heliograph/policy"
+)
+
+// Packet is the first packet of a flow, after services were translated to endpoints.
+type Packet struct {
+	Src, Dst         netip.Addr
+	Protocol         policy.Protocol
+	SrcPort, DstPort uint16 // if the protocol has ports
+	ICMPType         uint8  // of ICMP and ICMPv6
+	ICMPCode         uint8
+	// FromNode says that the node itself sends it, as kubelet does when it probes. A pod's own node
+	// may always reach it.
+	FromNode bool
+}
+
+// Report is the verdict on a packet.
+type Report struct {
+	Verdict policy.Action // Allow or Deny
+	// Egress is what the source's endpoint says, Ingress what the destination's says; nil if that end
+	// is no endpoint of the state, or if the packet does not get there.
+	Egress, Ingress *Trace
+}
+
+// Trace is one endpoint's part in the verdict.
+type Trace struct {
+	Endpoint  policy.EndpointID
+	Direction policy.Direction
+	Verdict   policy.Action
+	Reason    Reason
+	Rule      policy.RuleID // with ByRule
+	Tier      string        // with ByTier
+	Tiers     []TierTrace   // as far as they were asked
+}
+
+// Reason says what gave a verdict.
+type Reason uint8
+
+// Reasons.
+const (
+	ByRule    Reason = iota // a rule matched
+	ByTier                  // policies of a tier apply, and none of their rules matched
+	ByChain                 // no tier decided
+	ToItself                // a pod talks to itself
+	FromNode                // the endpoint's own node talks to it
+	IsUnknown               // the API does not know the endpoint (yet)
+)
+
+// String is a phrase for people.
+func (r Reason) String() string {
+	switch r {
+	case ByRule:
+		return "a rule matches"
+	case ByTier:
+		return "policies of the tier apply, and no rule matches"
+	case ByChain:
+		return "no tier decides"
+	case ToItself:
+		return "a pod may talk to itself"
+	case FromNode:
+		return "the pod's own node may talk to it"
+	}
+	return "the API does not know the pod"
+}
+
+// TierTrace is the policies of a tier that were asked.
+type TierTrace struct {
+	Tier     string
+	Verdict  policy.Action // Allow, Deny or Pass
+	Policies []PolicyTrace
+}
+
+// PolicyTrace is the rules of a policy that were asked.
+type PolicyTrace struct {
+	ID      policy.PolicyID
+	Audit   bool          // the verdict was not acted upon
+	Missing bool          // the state does not have the policy; its endpoint is closed
+	Verdict policy.Action // NoAction: no rule matched
+	Rules   []RuleTrace
+}
+
+// RuleTrace is a rule that was asked.
+type RuleTrace struct {
+	ID      policy.RuleID
+	Action  policy.Action
+	Matched bool
+	Differs Difference // if it did not match
+}
+
+// Evaluator evaluates packets against a state, which must not change meanwhile.
+type Evaluator struct {
+	state *policy.State
+	byIP  map[netip.Addr]*policy.Endpoint
+}
+
+// New returns an evaluator. Of endpoints with the same address, the first in order has it.
+func New(s *policy.State) *Evaluator {
+	e := &Evaluator{state: s, byIP: make(map[netip.Addr]*policy.Endpoint, len(s.Endpoints))}
+	for _, ep := range s.Endpoints {
+		for _, ip := range ep.IPs {
+			if old := e.byIP[ip]; old == nil || ep.ID.Compare(old.ID) < 0 {
+				e.byIP[ip] = ep
+			}
+		}
+	}
+	return e
+}
+
+// Evaluate gives the verdict on a packet.
+func (e *Evaluator) Evaluate(p Packet) Report {
+	r := Report{Verdict: policy.Allow}
+	p.Src, p.Dst = p.Src.Unmap().WithZone(""), p.Dst.Unmap().WithZone("")
+	src, dst := e.byIP[p.Src], e.byIP[p.Dst]
+	if src != nil && !p.FromNode {
+		r.Egress = e.trace(src, policy.Egress, p, dst == src)
+		r.Verdict = r.Egress.Verdict
+	}
+	if dst != nil && r.Verdict == policy.Allow {
+		r.Ingress = e.trace(dst, policy.Ingress, p, dst == src && !p.FromNode)
+		r.Verdict = r.Ingress.Verdict
+	}
+	return r
+}
+
+func (e *Evaluator) trace(ep *policy.Endpoint, d policy.Direction, p Packet, self bool) *Trace {
+	t := &Trace{Endpoint: ep.ID, Direction: d, Verdict: policy.Allow}
+	switch {
+	case self:
+		t.Reason = ToItself
+	case p.FromNode:
+		t.Reason = FromNode
+	case ep.Unknown:
+		t.Verdict, t.Reason = policy.Deny, IsUnknown
+	default:
+		e.walk(t, ep.Chain(d), p)
+	}
+	return t
+}
+
+func (e *Evaluator) walk(t *Trace, c policy.Chain, p Packet) {
+	for _, tier := range c.Tiers {
+		tt, rule := e.tier(tier, t.Direction, p)
+		t.Tiers = append(t.Tiers, tt)
+		if tt.Verdict == policy.Pass {
+			continue
+		}
+		t.Verdict = tt.Verdict
+		if rule == nil {
+			t.Reason, t.Tier = ByTier, tier.Name
+		} else {
+			t.Reason, t.Rule, t.Tier = ByRule, *rule, tier.Name
+		}
+		return
+	}
+	t.Verdict, t.Reason = c.Default, ByChain
+}
+
+// tier asks policies until one decides. A tier of which all policies only audit does not decide.
+func (e *Evaluator) tier(tier policy.Tier, d policy.Direction, p Packet) (TierTrace, *policy.RuleID) {
+	t := TierTrace{Tier: tier.Name, Verdict: policy.Pass}
+	for _, id := range tier.Policies {
+		pt := e.policy(id, d, p)
+		t.Policies = append(t.Policies, pt)
+		switch {
+		case pt.Missing:
+			t.Verdict = policy.Deny
+			return t, nil
+		case pt.Audit:
+			continue
+		}
+		t.Verdict = tier.Default
+		if pt.Verdict != policy.NoAction {
+			t.Verdict = pt.Verdict
+			return t, &pt.Rules[len(pt.Rules)-1].ID
+		}
+	}
+	return t, nil
+}
+
+func (e *Evaluator) policy(id policy.PolicyID, d policy.Direction, p Packet) PolicyTrace {
+	pol := e.state.Policies[id]
+	if pol == nil {
+		return PolicyTrace{ID: id, Missing: true}
+	}
+	t := PolicyTrace{ID: id, Audit: pol.Audit}
+	rules := pol.Rules(d)
+	for i := range rules {
+		differs := e.match(&rules[i].Match, p)
+		matched := differs.Condition == NoCondition
+		t.Rules = append(t.Rules, RuleTrace{ID: rules[i].ID, Action: rules[i].Action, Matched: matched, Differs: differs})
+		if matched && rules[i].Action != policy.Log {
+			t.Verdict = rules[i].Action
+			return t
+		}
+	}
+	return t
+}
+
+// contains looks an address up in a set of addresses, whose members may be networks.
+func contains(s *policy.Set, ip netip.Addr, protocol policy.Protocol, port uint16) bool {
+	m := policy.Member{Protocol: protocol, Port: port}
+	for bits := ip.BitLen(); bits >= 0; bits-- {
+		m.Prefix, _ = ip.Prefix(bits)
+		if _, ok := s.Members[m]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// holds says whether the address is in one of the sets and nets; which set is missing, if one is.
+func (e *Evaluator) holds(a policy.Addresses, ip netip.Addr) (found bool, missing policy.SetID) {
+	for _, id := range a.Sets {
+		s := e.state.Sets[id]
+		if s == nil {
+			missing = id
+			continue
+		}
+		if contains(s, ip, 0, 0) {
+			found = true
+		}
+	}
+	return found || slices.ContainsFunc(a.Nets, func(n policy.Net) bool { return n.Contains(ip) }), missing
+}
