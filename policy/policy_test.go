@@ -4,6 +4,7 @@ package policy
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -173,5 +174,37 @@ func TestStrings(t *testing.T) {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
+	}
+}
+
+func TestDelta(t *testing.T) {
+	s := NewState()
+	p := full()
+	s.Policies[p.ID] = p
+	for id := range p.Sets {
+		s.Sets[id] = &Set{Members: map[Member]struct{}{{Prefix: prefix("10.0.0.1/32")}: {}, {Prefix: prefix("fd00::1/128")}: {}}}
+	}
+	for _, name := range []string{"b", "a"} {
+		id := EndpointID{Namespace: "n", Name: name}
+		s.Endpoints[id] = &Endpoint{ID: id}
+	}
+	d := s.Delta()
+	got := NewState()
+	if err := got.Apply(d); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, s) {
+		t.Errorf("applied to nothing, the delta of\n%v\ngives\n%v", s, got)
+	}
+	if d.Endpoints[0].ID.Name != "a" {
+		t.Error("the delta is not sorted")
+	}
+}
+
+func TestLogPrefix(t *testing.T) {
+	id := RuleID{Policy: full().ID, Index: 3}
+	got := LogPrefix(Deny, id.String())
+	if want := "hel/Deny/" + Hash(id.String()); got != want || len(got) > 63 {
+		t.Errorf("LogPrefix = %q, want %q", got, want)
 	}
 }

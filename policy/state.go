@@ -3,9 +3,12 @@
 package policy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 )
 
 // SetID is the selector that a set comes from, in its canonical form: all who select the same share
@@ -223,4 +226,23 @@ func (s *State) Check() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Delta returns what leads from nothing to this state.
+func (s *State) Delta() Delta {
+	var d Delta
+	for id, set := range s.Sets {
+		members := slices.SortedFunc(maps.Keys(set.Members), Member.Compare)
+		d.Sets = append(d.Sets, SetChange{ID: id, Op: Added, Kind: set.Kind, Add: members})
+	}
+	for id, p := range s.Policies {
+		d.Policies = append(d.Policies, PolicyChange{ID: id, Op: Added, Policy: p})
+	}
+	for id, e := range s.Endpoints {
+		d.Endpoints = append(d.Endpoints, EndpointChange{ID: id, Op: Added, Endpoint: e})
+	}
+	slices.SortFunc(d.Sets, func(a, b SetChange) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(d.Policies, func(a, b PolicyChange) int { return a.ID.Compare(b.ID) })
+	slices.SortFunc(d.Endpoints, func(a, b EndpointChange) int { return a.ID.Compare(b.ID) })
+	return d
 }
