@@ -19,6 +19,7 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -31,14 +32,16 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 )
 
 // Options say what to watch and where to keep the copy.
 type Options struct {
-	Namespace string // of heliograph: for Secrets and the DaemonSet
-	DaemonSet string // name of the agents' DaemonSet, whose deletion means uninstall
-	Path      string // of the copy on disk
+	Namespace string     // of heliograph: for Secrets and the DaemonSet
+	DaemonSet string     // name of the agents' DaemonSet, whose deletion means uninstall
+	Path      string     // of the copy on disk
+	Feed      *feed.Feed // what policy follows from goes there
 	Log       *slog.Logger
 }
 
@@ -48,6 +51,7 @@ type Watcher struct {
 	cache        cache.Cache
 	store        store
 	changed      chan struct{}
+	heard        []toolscache.InformerSynced // the feed has all that there was when the watch began
 	synced       atomic.Bool
 	uninstalling atomic.Bool
 }
@@ -69,6 +73,7 @@ func Mapper(scheme *runtime.Scheme) (meta.RESTMapper, error) {
 		&corev1.Node{}: meta.RESTScopeRoot, &corev1.Secret{}: meta.RESTScopeNamespace, &appsv1.DaemonSet{}: meta.RESTScopeNamespace,
 		&v1alpha1.IPPool{}: meta.RESTScopeRoot, &v1alpha1.IPBlock{}: meta.RESTScopeRoot, &v1alpha1.NodeStatus{}: meta.RESTScopeRoot,
 		&v1alpha1.BGPConfiguration{}: meta.RESTScopeRoot, &v1alpha1.BGPPeer{}: meta.RESTScopeRoot, &v1alpha1.FelixConfiguration{}: meta.RESTScopeRoot,
+		&corev1.Pod{}: meta.RESTScopeNamespace, &corev1.Namespace{}: meta.RESTScopeRoot, &networkingv1.NetworkPolicy{}: meta.RESTScopeNamespace,
 	} {
 		gvk, err := apiutil.GVKForObject(obj, scheme)
 		if err != nil {
@@ -97,8 +102,10 @@ func New(cfg *rest.Config, opts Options) (*Watcher, error) {
 		Mapper:           mapper,
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Node{}:   {Transform: trimNode},
-			&corev1.Secret{}: {Namespaces: here},
+			&corev1.Node{}:      {Transform: trimNode},
+			&corev1.Pod{}:       {Transform: trimPod},
+			&corev1.Namespace{}: {Transform: trimNamespace},
+			&corev1.Secret{}:    {Namespaces: here},
 			&appsv1.DaemonSet{}: {
 				Namespaces: here,
 				Field:      fields.OneTermEqualSelector("metadata.name", opts.DaemonSet),
@@ -136,6 +143,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 	if err := w.watch(ctx, &appsv1.DaemonSet{}, w.daemonSetHandler()); err != nil {
 		return err
 	}
+	if err := w.watchFeed(ctx); err != nil {
+		return err
+	}
 	var waiting sync.WaitGroup
 	defer waiting.Wait()
 	waiting.Go(func() { w.awaitSync(ctx) })
@@ -158,9 +168,10 @@ func (w *Watcher) watch(ctx context.Context, kind client.Object, h toolscache.Re
 }
 
 func (w *Watcher) awaitSync(ctx context.Context) {
-	if !w.cache.WaitForCacheSync(ctx) {
+	if !w.cache.WaitForCacheSync(ctx) || !toolscache.WaitForCacheSync(ctx.Done(), w.heard...) {
 		return
 	}
+	w.opts.Feed.MarkSynced()
 	w.synced.Store(true)
 	w.opts.Log.Info("in sync with the API server")
 	w.poke()

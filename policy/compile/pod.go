@@ -65,7 +65,7 @@ func namespaceLabels(name string, labels map[string]string) map[string]string {
 func equalLabels(a, b map[string]string) bool { return maps.Equal(a, b) }
 
 func readPod(obj *corev1.Pod) podFacts {
-	f := podFacts{uid: string(obj.UID), labels: obj.Labels}
+	f := podFacts{uid: uidOf(obj), labels: obj.Labels}
 	f.absent = obj.Spec.HostNetwork || obj.Status.Phase == corev1.PodSucceeded || obj.Status.Phase == corev1.PodFailed
 	if f.absent {
 		return f
@@ -86,6 +86,15 @@ func readPod(obj *corev1.Pod) podFacts {
 		f.ports = appendPorts(f.ports, obj.Spec.Containers[i].Ports)
 	}
 	return f
+}
+
+// uidOf is the UID by which the node knows the pod. Of a static pod the API shows a mirror with a UID of its
+// own; what kubelet, and so the CNI plugin, knows it by is in an annotation.
+func uidOf(obj *corev1.Pod) string {
+	if hash := obj.Annotations[corev1.MirrorPodAnnotationKey]; hash != "" {
+		return hash
+	}
+	return string(obj.UID)
 }
 
 // appendIP leaves out what is no address; kubelet writes none.

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package enforce is the half of the agent that does network policy: it has each change of pods,
+// namespaces and policies compiled, makes the kernel obey, and tells who waits for that.
+//
+//	feed (API), pods of this node ─▶ policy/compile ─ Delta ─▶ State ─▶ felix/nftpolicy or felix/iptables
+//	                                                             │
+//	                                                             ├▶ flows that became denied are cut (conntrack)
+//	                                                             └▶ Status: what is in force, since when
+//
+// It has a goroutine of its own: a policy must not wait until a thousand routes are written, nor the
+// other way round. Nothing is written before the API server, or the copy on disk, has said all: what
+// an earlier agent left in the kernel is in force until then.
+package enforce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/heliograph-dev/heliograph/cni/ipam"
+	"github.com/heliograph-dev/heliograph/felix/conntrack"
+	"github.com/heliograph-dev/heliograph/felix/feed"
+	"github.com/heliograph-dev/heliograph/policy"
+	"github.com/heliograph-dev/heliograph/policy/compile"
+)
+
+const (
+	// apiPatience is how long a starting agent waits for the API server before it starts from the copy
+	// on disk.
+	apiPatience = 5 * time.Second
+	// beat is the longest that the idle loop is silent.
+	beat = 10 * time.Second
+	// firstRetry to lastRetry: when a failed Apply is tried again.
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = 10 * time.Second
+)
+
+// Renderer makes a policy.State true in the kernel: docs/design/0004-policy.md.
+type Renderer interface {
+	Update(d policy.Delta)
+	QueueResync()
+	Apply(ctx context.Context) error
+	Refused() map[policy.PolicyID]error
+	Counters(ctx context.Context) (map[policy.RuleID]policy.Count, error)
+	Delete(ctx context.Context) error
+}
+
+// Flows is the table of connections: conntrack.Table.
+type Flows interface {
+	DeleteIf(ctx context.Context, denied func(conntrack.Flow) bool) (int, error)
+}
+
+// Heart hears that the loop moves, for liveness.
+type Heart interface {
+	Beat(now time.Time)
+	Begin(work string, now time.Time)
+}
+
+// Options configure New.
+type Options struct {
+	Feed    *feed.Feed
+	Journal *feed.Journal
+	// Pods are the attachments of this node, PodPokes says that they changed.
+	Pods     func() []ipam.Allocation
+	PodPokes <-chan struct{}
+	// Dataplanes that there are. The first is used.
+	Dataplanes []Dataplane
+	// Disturbed says that somebody else changed what a dataplane wrote.
+	Disturbed <-chan struct{}
+	Flows     Flows
+	// NodeAddresses are the node's own, whose packets to its pods always pass.
+	NodeAddresses   func() ([]netip.Addr, error)
+	RefreshInterval func() time.Duration
+	Heart           Heart
+	Changed         func() // Status changed
+	Log             *slog.Logger
+	Registerer      prometheus.Registerer
+}
+
+// Dataplane is a renderer that can be opened.
+type Dataplane struct {
+	Name string // "NFTables" or "IPTables", as in FelixConfiguration
+	Open func() (Renderer, error)
+}
+
+// Enforcer is the loop and what it knows.
+type Enforcer struct {
+	opts    Options
+	log     *slog.Logger
+	metrics *metrics
+
+	// Of the loop's goroutine.
+	compiler  *compile.Compiler
+	renderer  Renderer
+	workloads map[policy.EndpointID]compile.Workload
+	book      book
+	mistakes  []compile.Problem
+	retry     time.Duration
+	retryAt   time.Time
+	refreshed time.Time
+	fromDisk  bool
+	noted     bool // the journal holds all that the API server said
+
+	cut cutter
+
+	asks chan func() // what the loop is asked to do for others
+
+	mu      sync.RWMutex
+	state   *policy.State // written by the loop alone
+	version uint64        // of state
+	force   map[string]standing
+	closed  int           // of force
+	stale   bool          // force is not what state says
+	moved   chan struct{} // closed, and made anew, with each change of force
+	lastErr error
+	begun   bool // something was put in force
+	status  Status
+}
+
+// standing is how far a pod's device is.
+type standing struct {
+	unknown bool // closed: the API has not shown the pod
+}
+
+// New makes an enforcer; Run starts it.
+func New(o Options) (*Enforcer, error) {
+	m, err := newMetrics(o.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	e := &Enforcer{
+		opts: o, log: o.Log, metrics: m, compiler: compile.New(), workloads: map[policy.EndpointID]compile.Workload{},
+		book: book{pages: map[policy.PolicyID]*page{}}, state: policy.NewState(), force: map[string]standing{}, moved: make(chan struct{}),
+		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()),
+	}
+	return e, o.Registerer.Register(collector{e})
+}
+
+// Run enforces until ctx ends. What is in the kernel stays.
+func (e *Enforcer) Run(ctx context.Context) error {
+	if err := e.awaitFacts(ctx); err != nil {
+		return err
+	}
+	r, err := e.opts.Dataplanes[0].Open()
+	if err != nil {
+		return fmt.Errorf("open the %s dataplane: %w", e.opts.Dataplanes[0].Name, err)
+	}
+	e.renderer = r
+	var cutting sync.WaitGroup
+	cutting.Go(func() { e.runCutter(ctx) })
+	defer cutting.Wait()
+	e.refreshed = time.Now()
+	for ctx.Err() == nil {
+		e.once(ctx)
+		e.listen(ctx)
+	}
+	return nil
+}
+
+// awaitFacts waits for the API server, or for long enough to start from the copy on disk. Without
+// either it goes on waiting.
+func (e *Enforcer) awaitFacts(ctx context.Context) error {
+	patience := time.NewTimer(apiPatience)
+	defer patience.Stop()
+	for !e.opts.Feed.Synced() {
+		e.opts.Heart.Beat(time.Now())
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-e.opts.Feed.Changed():
+		case <-time.After(beat):
+		case <-patience.C:
+			changes, complete, err := e.opts.Journal.Load()
+			if err == nil && complete {
+				e.log.Warn("no answer from the API server: policies and pods are those of the copy on disk")
+				e.opts.Feed.Seed(changes)
+				e.fromDisk = true
+				return nil
+			}
+			e.log.Warn("no answer from the API server, and no copy of policies on disk: waiting", "error", err)
+		}
+	}
+	return nil
+}
+
+// listen waits until somebody pokes, or something is due.
+func (e *Enforcer) listen(ctx context.Context) {
+	now := time.Now()
+	e.opts.Heart.Beat(now)
+	wait := min(beat, e.refreshed.Add(e.opts.RefreshInterval()).Sub(now))
+	if !e.retryAt.IsZero() {
+		wait = min(wait, e.retryAt.Sub(now))
+	}
+	select {
+	case <-ctx.Done():
+	case <-e.opts.Feed.Changed():
+	case <-e.opts.PodPokes:
+	case ask := <-e.asks:
+		ask()
+	case <-e.opts.Disturbed:
+		e.log.Info("somebody changed our policy rules: repairing them")
+		e.renderer.QueueResync()
+	case <-time.After(max(0, wait)):
+		if now := time.Now(); now.Sub(e.refreshed) >= e.opts.RefreshInterval() {
+			e.refreshed = now
+			e.renderer.QueueResync()
+		}
+	}
+}
+
+// Delete takes all that was written out of the kernel, of every dataplane. For uninstalling, after Run.
+func (e *Enforcer) Delete(ctx context.Context) error {
+	var errs []error
+	for _, d := range e.opts.Dataplanes {
+		r, err := d.Open()
+		if err == nil {
+			err = r.Delete(ctx)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", d.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,450 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforce
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/heliograph-dev/heliograph/cni"
+	"github.com/heliograph-dev/heliograph/cni/ipam"
+	"github.com/heliograph-dev/heliograph/felix/conntrack"
+	"github.com/heliograph-dev/heliograph/felix/feed"
+	"github.com/heliograph-dev/heliograph/felix/watch"
+	"github.com/heliograph-dev/heliograph/policy"
+	"github.com/heliograph-dev/heliograph/policy/eval"
+)
+
+const patience = 10 * time.Second
+
+// fakeKernel is a renderer whose kernel is a policy.State.
+type fakeKernel struct {
+	mu      sync.Mutex
+	pending []policy.Delta
+	state   *policy.State
+	err     error
+	applied int
+	resyncs int
+	refused map[policy.PolicyID]error
+	deleted bool
+}
+
+func (f *fakeKernel) Update(d policy.Delta) { f.pending = append(f.pending, d) }
+func (f *fakeKernel) QueueResync() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.resyncs++
+}
+
+func (f *fakeKernel) Apply(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return f.err
+	}
+	f.applied++
+	for _, d := range f.pending {
+		if err := f.state.Apply(d); err != nil {
+			return err
+		}
+	}
+	f.pending = nil
+	return f.state.Check()
+}
+
+func (f *fakeKernel) Refused() map[policy.PolicyID]error { return f.refused }
+
+func (f *fakeKernel) Counters(context.Context) (map[policy.RuleID]policy.Count, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	counts := map[policy.RuleID]policy.Count{}
+	for _, p := range f.state.Policies {
+		for _, r := range p.Ingress {
+			counts[r.ID] = policy.Count{Packets: 7, Bytes: 700}
+		}
+	}
+	return counts, nil
+}
+
+func (f *fakeKernel) Delete(context.Context) error { f.deleted = true; return nil }
+
+func (f *fakeKernel) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+// allows says what the kernel does with a TCP connection to port 80.
+func (f *fakeKernel) allows(src, dst string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := eval.Packet{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Protocol: policy.TCP, SrcPort: 40000, DstPort: 80}
+	return eval.New(f.state).Evaluate(p).Verdict == policy.Allow
+}
+
+// fakeFlows are connections.
+type fakeFlows struct {
+	mu    sync.Mutex
+	flows []conntrack.Flow
+}
+
+func (f *fakeFlows) DeleteIf(_ context.Context, denied func(conntrack.Flow) bool) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var left []conntrack.Flow
+	for _, flow := range f.flows {
+		if !denied(flow) {
+			left = append(left, flow)
+		}
+	}
+	n := len(f.flows) - len(left)
+	f.flows = left
+	return n, nil
+}
+
+func (f *fakeFlows) sources() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []string
+	for _, flow := range f.flows {
+		out = append(out, flow.Src.String())
+	}
+	return strings.Join(out, " ")
+}
+
+type noHeart struct{}
+
+func (noHeart) Beat(time.Time)          {}
+func (noHeart) Begin(string, time.Time) {}
+
+// node is one with an enforcer.
+type node struct {
+	t        *testing.T
+	dir      string
+	feed     *feed.Feed
+	kernel   *fakeKernel
+	flows    *fakeFlows
+	enforcer *Enforcer
+	registry *prometheus.Registry
+	pokes    chan struct{}
+
+	mu   sync.Mutex
+	pods []ipam.Allocation
+}
+
+func newNode(t *testing.T) *node {
+	return &node{
+		t: t, dir: t.TempDir(), kernel: &fakeKernel{state: policy.NewState()}, flows: &fakeFlows{}, pokes: make(chan struct{}, 1),
+	}
+}
+
+// start runs an agent's enforcer; stop ends it.
+func (n *node) start() (stop func()) {
+	n.t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	journal, err := feed.OpenJournal(filepath.Join(n.dir, "policy.db"), watch.FeedTypes(), log)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.feed, n.registry = feed.New(), prometheus.NewRegistry()
+	n.enforcer, err = New(Options{
+		Feed: n.feed, Journal: journal, PodPokes: n.pokes, Flows: n.flows, Heart: noHeart{}, Log: log, Registerer: n.registry,
+		Pods:            n.attachments,
+		Dataplanes:      []Dataplane{{Name: "NFTables", Open: func() (Renderer, error) { return n.kernel, nil }}},
+		NodeAddresses:   func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.168.0.1")}, nil },
+		RefreshInterval: func() time.Duration { return time.Minute },
+		Changed:         func() {},
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := n.enforcer.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			n.t.Error(err)
+		}
+	})
+	stop = sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+		if err := journal.Close(); err != nil {
+			n.t.Error(err)
+		}
+	})
+	n.t.Cleanup(stop)
+	return stop
+}
+
+func (n *node) attachments() []ipam.Allocation {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.pods
+}
+
+// connect is the CNI plugin's ADD, up to the point where it waits.
+func (n *node) connect(device, name, uid, ip string) {
+	n.mu.Lock()
+	n.pods = append(n.pods, ipam.Allocation{
+		Pod: cni.Pod{Namespace: "ns", Name: name, UID: uid}, Device: device, Created: time.Now(),
+		Addresses: [2]netip.Addr{netip.MustParseAddr(ip)},
+	})
+	n.mu.Unlock()
+	select {
+	case n.pokes <- struct{}{}:
+	default:
+	}
+}
+
+func (n *node) inForce(within time.Duration, device string) error {
+	ctx, cancel := context.WithTimeout(n.t.Context(), within)
+	defer cancel()
+	return n.enforcer.InForce(ctx, device)
+}
+
+func (n *node) put(kind feed.Kind, o client.Object) { n.feed.Put(feed.KeyOf(kind, o), o) }
+
+// cluster is a namespace, and a client of another node.
+func (n *node) cluster() {
+	n.put(watch.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}})
+	n.put(watch.Pods, pod("client", "u-client", "client", "10.244.9.9"))
+}
+
+func pod(name, uid, app, ip string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: types.UID(uid), Labels: map[string]string{"app": app}},
+		Status:     corev1.PodStatus{PodIP: ip},
+	}
+}
+
+// lets is a policy for app=server that lets in those of an app.
+func lets(app string, generation int64) *networkingv1.NetworkPolicy {
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", Generation: generation},
+		Spec: networkingv1.NetworkPolicySpec{
+			PodSelector: metav1.LabelSelector{MatchLabels: map[string]string{"app": "server"}},
+			PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
+			Ingress: []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{
+				PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}},
+			}}}},
+		},
+	}
+}
+
+func eventually(t *testing.T, missing func() string) {
+	t.Helper()
+	var last string
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		if last = missing(); last == "" {
+			return
+		}
+	}
+	t.Fatal(last)
+}
+
+// TestAPodWaitsForItsPolicy: connected before the API shows it, it is closed, and whoever connects it waits.
+func TestAPodWaitsForItsPolicy(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.cluster()
+	n.put(watch.NetworkPolicies, lets("friend", 1))
+	n.connect("hel1", "server", "u2", "10.244.0.5")
+	if err := n.inForce(50*time.Millisecond, "hel1"); !errors.Is(err, errNotYet) {
+		t.Errorf("before the API server has said all: %v", err)
+	}
+	if n.enforcer.Ready() == nil || n.kernel.applied != 0 {
+		t.Error("something was written before the API server had said all")
+	}
+	n.feed.MarkSynced()
+	if err := n.inForce(100*time.Millisecond, "hel1"); !errors.Is(err, errUnknown) {
+		t.Errorf("before the API shows the pod: %v", err)
+	}
+	if n.kernel.allows("10.244.0.5", "192.0.2.1") {
+		t.Error("an unknown pod may talk")
+	}
+	n.put(watch.Pods, pod("server", "u1", "server", ""))
+	if err := n.inForce(100*time.Millisecond, "hel1"); !errors.Is(err, errUnknown) {
+		t.Errorf("while the API shows its predecessor: %v", err)
+	}
+	n.put(watch.Pods, pod("server", "u2", "server", ""))
+	if err := n.inForce(patience, "hel1"); err != nil {
+		t.Fatal(err)
+	}
+	if n.kernel.allows("10.244.9.9", "10.244.0.5") {
+		t.Error("the policy is not in force")
+	}
+}
+
+// TestKernelFails: who waits hears why, what is in force stays, and it is tried again.
+func TestKernelFails(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.cluster()
+	n.feed.MarkSynced()
+	eventually(t, func() string { return text(n.enforcer.Ready()) })
+	broken := errors.New("no buffer space available")
+	n.kernel.set(func() { n.kernel.err = broken })
+	n.put(watch.Pods, pod("server", "u1", "server", ""))
+	n.connect("hel1", "server", "u1", "10.244.0.5")
+	if err := n.inForce(200*time.Millisecond, "hel1"); !errors.Is(err, broken) {
+		t.Errorf("InForce = %v, want the kernel's error", err)
+	}
+	if p := n.enforcer.Status().Problems; len(p) != 1 || !strings.Contains(p[0], "no buffer space") {
+		t.Errorf("problems = %q", p)
+	}
+	n.kernel.set(func() { n.kernel.err = nil })
+	if err := n.inForce(patience, "hel1"); err != nil {
+		t.Fatal(err)
+	}
+	if p := n.enforcer.Status().Problems; len(p) != 0 {
+		t.Errorf("problems = %q after the kernel recovered", p)
+	}
+}
+
+// TestConnectionsAreCut: those that a change denies, and no other.
+func TestConnectionsAreCut(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.cluster()
+	n.put(watch.Pods, pod("server", "u1", "server", ""))
+	n.put(watch.NetworkPolicies, lets("client", 1))
+	n.connect("hel1", "server", "u1", "10.244.0.5")
+	n.feed.MarkSynced()
+	if err := n.inForce(patience, "hel1"); err != nil {
+		t.Fatal(err)
+	}
+	flow := func(src, dst string) conntrack.Flow {
+		return conntrack.Flow{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Protocol: 6, SrcPort: 40000, DstPort: 80}
+	}
+	n.flows.mu.Lock()
+	n.flows.flows = []conntrack.Flow{
+		flow("10.244.9.9", "10.244.0.5"), flow("192.168.0.1", "10.244.0.5"), flow("10.244.0.5", "192.0.2.1"), flow("192.0.2.9", "192.0.2.1"),
+	}
+	n.flows.mu.Unlock()
+	n.put(watch.NetworkPolicies, lets("friend", 2))
+	eventually(t, func() string {
+		if got := n.flows.sources(); got != "192.168.0.1 10.244.0.5 192.0.2.9" {
+			return "flows left from " + got
+		}
+		return ""
+	})
+	if got := testutil.ToFloat64(n.enforcer.metrics.cut); got != 1 {
+		t.Errorf("%v connections counted as cut, want 1", got)
+	}
+}
+
+// TestWithoutAPIServer: an agent that starts without one goes by the copy on disk, and mends what has
+// changed when it is back.
+func TestWithoutAPIServer(t *testing.T) {
+	n := newNode(t)
+	stop := n.start()
+	n.cluster()
+	n.put(watch.Pods, pod("server", "u1", "server", ""))
+	n.put(watch.NetworkPolicies, lets("client", 1))
+	n.connect("hel1", "server", "u1", "10.244.0.5")
+	n.feed.MarkSynced()
+	if err := n.inForce(patience, "hel1"); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+
+	n.kernel = &fakeKernel{state: policy.NewState()}
+	n.start()
+	if err := n.inForce(2*apiPatience, "hel1"); err != nil {
+		t.Fatal(err)
+	}
+	if !n.kernel.allows("10.244.9.9", "10.244.0.5") || n.kernel.allows("192.0.2.1", "10.244.0.5") {
+		t.Error("the policy of the copy on disk is not in force")
+	}
+	if !n.enforcer.Status().FromDisk {
+		t.Error("the status does not say that this is from disk")
+	}
+	// The policy was deleted meanwhile; all else is as it was.
+	n.cluster()
+	n.put(watch.Pods, pod("server", "u1", "server", ""))
+	n.feed.MarkSynced()
+	eventually(t, func() string {
+		if !n.kernel.allows("192.0.2.1", "10.244.0.5") {
+			return "a policy that was deleted is still in force"
+		}
+		return ""
+	})
+	if n.enforcer.Status().FromDisk {
+		t.Error("the status says that this is from disk")
+	}
+}
+
+// TestNewSandbox: of two sandboxes of one pod the newer one is the pod.
+func TestNewSandbox(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.cluster()
+	n.put(watch.Pods, pod("server", "u1", "server", ""))
+	n.feed.MarkSynced()
+	n.connect("hel2", "server", "u1", "10.244.0.5")
+	if err := n.inForce(patience, "hel2"); err != nil {
+		t.Fatal(err)
+	}
+	n.connect("hel1", "server", "u1", "10.244.0.6")
+	if err := n.inForce(patience, "hel1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.inForce(10*time.Millisecond, "hel2"); err == nil {
+		t.Error("the old sandbox is in force")
+	}
+}
+
+func TestPoliciesAndMetrics(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.cluster()
+	n.put(watch.Pods, pod("server", "u1", "server", ""))
+	n.put(watch.NetworkPolicies, lets("client", 3))
+	n.connect("hel1", "server", "u1", "10.244.0.5")
+	n.feed.MarkSynced()
+	if err := n.inForce(patience, "hel1"); err != nil {
+		t.Fatal(err)
+	}
+	lines, err := n.enforcer.Policies(t.Context())
+	if err != nil || len(lines) != 1 {
+		t.Fatalf("Policies = %v, %v", lines, err)
+	}
+	l := lines[0]
+	if l.Generation != 3 || !l.Here || l.InForce.IsZero() || len(l.Rules) != 1 || l.Rules[0].Packets != 7 {
+		t.Errorf("Policies = %+v", l)
+	}
+	want := `
+# HELP heliograph_policy_rule_packets_total Packets that a rule matched: first packets of connections. The busiest rules only.
+# TYPE heliograph_policy_rule_packets_total counter
+heliograph_policy_rule_packets_total{direction="ingress",kind="NetworkPolicy",namespace="ns",policy="p",rule="0"} 7
+`
+	if err := testutil.GatherAndCompare(n.registry, strings.NewReader(want), "heliograph_policy_rule_packets_total"); err != nil {
+		t.Error(err)
+	}
+	problems, err := testutil.GatherAndLint(n.registry)
+	if err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v, %v", problems, err)
+	}
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package enforce
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/heliograph-dev/heliograph/policy"
+)
+
+// Status is what a node's policy has come to.
+type Status struct {
+	Dataplane string
+	// Endpoints are the pods of this node that policy knows, Closed those of them that may not talk to
+	// anybody, since the API has not shown them.
+	Endpoints, Closed int
+	// Policies that select pods of this node, and the sets that they refer to.
+	Policies, Sets int
+	// FromDisk says that the API server has not answered since the agent started.
+	FromDisk bool
+	// Problems, for people: what is not in force, and what is refused or not obeyed.
+	Problems []string
+}
+
+// maxProblems that a status lists of one sort.
+const maxProblems = 16
+
+// Status returns the present status.
+func (e *Enforcer) Status() Status {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.status
+}
+
+// refreshStatus says whether the status changed. The lock is held.
+func (e *Enforcer) refreshStatus() bool {
+	s := Status{
+		Dataplane: e.opts.Dataplanes[0].Name, Endpoints: len(e.state.Endpoints), Policies: len(e.state.Policies), Sets: len(e.state.Sets),
+		FromDisk: e.fromDisk && !e.opts.Feed.Synced(), Closed: e.closed, Problems: e.problems(),
+	}
+	changed := s.Dataplane != e.status.Dataplane || s.Endpoints != e.status.Endpoints || s.Closed != e.status.Closed ||
+		s.Policies != e.status.Policies || s.Sets != e.status.Sets || s.FromDisk != e.status.FromDisk ||
+		!slices.Equal(s.Problems, e.status.Problems)
+	e.status = s
+	return changed
+}
+
+func (e *Enforcer) problems() []string {
+	var out []string
+	if e.lastErr != nil {
+		out = append(out, e.lastErr.Error())
+	}
+	refused := e.renderer.Refused()
+	for _, id := range slices.SortedFunc(maps.Keys(refused), policy.PolicyID.Compare) {
+		if len(out) > maxProblems {
+			break
+		}
+		out = append(out, id.String()+": the kernel refuses it, so its pods are closed: "+refused[id].Error())
+	}
+	for _, p := range e.mistakes {
+		if e.state.Policies[p.Policy] != nil && len(out) <= 2*maxProblems {
+			out = append(out, p.String())
+		}
+	}
+	return out
+}
+
+// InForceSince is a policy on this node. Its form as JSON is what `policy status -o json` prints.
+type InForceSince struct {
+	Policy     policy.PolicyID `json:"policy"`
+	Generation int64           `json:"generation"`
+	// Here says that the policy selects pods of this node.
+	Here  bool      `json:"here"`
+	Heard time.Time `json:"heard"`
+	// InForce is zero if it is not yet.
+	InForce time.Time `json:"inForce"`
+	// Rules with what they have seen.
+	Rules []RuleCount `json:"rules,omitempty"`
+	// Refused is why the kernel did not take it.
+	Refused string `json:"refused,omitempty"`
+}
+
+// RuleCount is what a rule has seen.
+type RuleCount struct {
+	Rule policy.RuleID `json:"rule"`
+	policy.Count
+}
+
+// Policies lists the policies that the agent knows, with the counters of their rules.
+func (e *Enforcer) Policies(ctx context.Context) (out []InForceSince, err error) {
+	asked := e.ask(ctx, func() {
+		var counts map[policy.RuleID]policy.Count
+		if counts, err = e.renderer.Counters(ctx); err == nil {
+			out = e.list(counts)
+		}
+	})
+	if asked != nil {
+		return nil, asked
+	}
+	return out, err
+}
+
+func (e *Enforcer) list(counts map[policy.RuleID]policy.Count) []InForceSince {
+	rules := map[policy.PolicyID][]RuleCount{}
+	for id, c := range counts {
+		rules[id.Policy] = append(rules[id.Policy], RuleCount{Rule: id, Count: c})
+	}
+	refused := e.renderer.Refused()
+	var out []InForceSince
+	for _, id := range slices.SortedFunc(maps.Keys(e.book.pages), policy.PolicyID.Compare) {
+		p := e.book.pages[id]
+		line := InForceSince{
+			Policy: id, Generation: p.generation, Here: e.state.Policies[id] != nil, Heard: p.heard, InForce: p.inForce, Rules: rules[id],
+		}
+		if err := refused[id]; err != nil {
+			line.Refused = err.Error()
+		}
+		slices.SortFunc(line.Rules, func(a, b RuleCount) int { return compareRules(a.Rule, b.Rule) })
+		out = append(out, line)
+	}
+	return out
+}
+
+func compareRules(a, b policy.RuleID) int {
+	if a.Direction != b.Direction {
+		return int(a.Direction) - int(b.Direction)
+	}
+	return a.Index - b.Index
+}
+
+// ask has the loop do something between two runs.
+func (e *Enforcer) ask(ctx context.Context, what func()) error {
+	done := make(chan struct{})
+	select {
+	case e.asks <- func() { what(); close(done) }:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	<-done
+	return nil
+}
