@@ -90,8 +90,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	var refused int
 	var err error
 	asked := c.e.ask(ctx, func() {
-		counts, err = c.e.renderer.Counters(ctx)
-		refused = len(c.e.renderer.Refused())
+		counts, err = c.e.use.Counters(ctx)
+		refused = len(c.e.refused())
 	})
 	if err := errors.Join(asked, err); err != nil {
 		ch <- prometheus.NewInvalidMetric(packetsDesc, err)

@@ -35,13 +35,30 @@ func (e *Enforcer) once(ctx context.Context) {
 		// Only a mistake of ours brings us here: the kernel follows the deltas all the same.
 		e.log.Error("a change of policy does not fit what was there", "error", err)
 	}
-	e.renderer.Update(delta)
-	err := e.renderer.Apply(ctx)
+	err := e.enforce(ctx, delta)
 	if ctx.Err() != nil {
 		return // what was cut off is no failure
 	}
 	e.settle(err, delta, start)
 	e.note(changes)
+}
+
+// enforce makes the kernel obey.
+func (e *Enforcer) enforce(ctx context.Context, delta policy.Delta) error {
+	if e.use != nil {
+		e.use.Update(delta)
+	}
+	changed := e.choose(ctx)
+	if e.use == nil {
+		return changed
+	}
+	if err := e.use.Apply(ctx); err != nil {
+		return err
+	}
+	if err := e.sweep(ctx); err != nil {
+		return err
+	}
+	return changed
 }
 
 // take hands a change to the compiler.
