@@ -103,7 +103,8 @@ type Enforcer struct {
 	fromDisk  bool
 	noted     bool // the journal holds all that the API server said
 
-	cut cutter
+	cut   cutter
+	diary *diary
 
 	asks chan func() // what the loop is asked to do for others
 
@@ -111,7 +112,8 @@ type Enforcer struct {
 	state   *policy.State // written by the loop alone
 	version uint64        // of state
 	force   map[string]standing
-	closed  int           // of force
+	closed  int // of force
+	byIP    map[netip.Addr]policy.EndpointID
 	stale   bool          // force is not what state says
 	moved   chan struct{} // closed, and made anew, with each change of force
 	lastErr error
@@ -133,7 +135,7 @@ func New(o Options) (*Enforcer, error) {
 	e := &Enforcer{
 		opts: o, log: o.Log, metrics: m, compiler: compile.New(), workloads: map[policy.EndpointID]compile.Workload{},
 		book: book{pages: map[policy.PolicyID]*page{}}, state: policy.NewState(), force: map[string]standing{}, moved: make(chan struct{}),
-		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()),
+		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()), diary: newDiary(),
 	}
 	return e, o.Registerer.Register(collector{e})
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/conntrack"
 	"github.com/heliograph-dev/heliograph/felix/feed"
+	"github.com/heliograph-dev/heliograph/felix/nflog"
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/policy"
 	"github.com/heliograph-dev/heliograph/policy/eval"
@@ -500,6 +501,35 @@ heliograph_policy_rule_packets_total{direction="ingress",kind="NetworkPolicy",na
 	problems, err := testutil.GatherAndLint(n.registry)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("lint: %v, %v", problems, err)
+	}
+}
+
+// TestLoggedPackets: what the kernel logs is told with the pod and the rule.
+func TestLoggedPackets(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.cluster()
+	n.put(watch.Pods, pod("server", "u1", "server", ""))
+	n.put(watch.NetworkPolicies, lets("friend", 1))
+	n.connect("hel1", "server", "u1", "10.244.0.5")
+	n.feed.MarkSynced()
+	if err := n.inForce(patience, "hel1"); err != nil {
+		t.Fatal(err)
+	}
+	cause := policy.TierCause(policy.DefaultTier, policy.Ingress)
+	n.enforcer.Heard(nflog.Packet{Prefix: "somebody else's"})
+	n.enforcer.Heard(nflog.Packet{
+		Prefix: policy.LogPrefix(policy.Deny, cause), Src: netip.MustParseAddr("10.244.9.9"), Dst: netip.MustParseAddr("10.244.0.5"), Protocol: 6, DstPort: 80,
+	})
+	for range 2 * keptDenied {
+		n.enforcer.Heard(nflog.Packet{Prefix: policy.LogPrefix(policy.Deny, cause), Dst: netip.MustParseAddr("10.244.0.5")})
+	}
+	got := n.enforcer.Logged()
+	if len(got) != keptDenied || got[0].Cause != cause || got[0].To != "ns/server" || got[0].Action != "Deny" {
+		t.Errorf("%d kept, the first %+v", len(got), got[0])
+	}
+	if c := testutil.ToFloat64(n.enforcer.metrics.logged.WithLabelValues("Deny")); c != 2*keptDenied+1 {
+		t.Errorf("%v counted", c)
 	}
 }
 

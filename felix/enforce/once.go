@@ -5,6 +5,7 @@ package enforce
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -194,8 +195,12 @@ func (e *Enforcer) refreshForce() {
 	}
 	e.stale, e.closed = false, 0
 	e.force = make(map[string]standing, len(e.state.Endpoints))
+	e.byIP = make(map[netip.Addr]policy.EndpointID, 2*len(e.state.Endpoints))
 	for _, ep := range e.state.Endpoints {
 		e.force[ep.Device] = standing{unknown: ep.Unknown}
+		for _, ip := range ep.IPs {
+			e.byIP[ip] = ep.ID
+		}
 		if ep.Unknown {
 			e.closed++
 		}
