@@ -54,7 +54,7 @@ var rules = []rule{
 	{
 		packages: []string{
 			"felix/link", "felix/address", "felix/neigh", "felix/nexthop", "felix/route", "felix/nft", "felix/sysctl",
-			"felix/conntrack", "felix/rule", "felix/capability", "felix/kernel", "felix/explain",
+			"felix/conntrack", "felix/rule", "felix/capability", "felix/kernel", "felix/explain", "felix/nftpolicy",
 		},
 		forbid: []string{
 			"k8s.io", "sigs.k8s.io", "github.com/osrg", module + "/api", module + "/bgp", module + "/felix/calc", module + "/felix/snapshot",
@@ -157,7 +157,7 @@ func TestImports(t *testing.T) {
 
 // TestDriversAreStrangers keeps drivers from importing each other.
 func TestDriversAreStrangers(t *testing.T) {
-	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain"}
+	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "nftpolicy"}
 	for _, p := range list(t) {
 		for _, d := range drivers {
 			if p.ImportPath != module+"/felix/"+d {
