@@ -63,14 +63,18 @@ func (p *policyPart) wire(a *Agent) error {
 	var err error
 	p.enforcer, err = enforce.New(enforce.Options{
 		Feed: p.feed, Journal: p.journal, Pods: a.pods.manager.Attachments, PodPokes: a.pods.changed,
-		Choice: func() string { return enforce.Auto },
-		Dataplanes: []enforce.Dataplane{{
-			Name: enforce.NFTables, Open: func() (enforce.Renderer, error) { return nftpolicy.New(p.kernel, a.log), nil },
-		}},
-		Disturbed: p.pokes, Flows: a.pods.tracked, NodeAddresses: p.nodeAddresses, RefreshInterval: a.refreshInterval,
+		Choice:     func() string { return enforce.Auto },
+		Dataplanes: p.dataplanes(), Disturbed: p.pokes, Flows: a.pods.tracked, NodeAddresses: p.nodeAddresses, RefreshInterval: a.refreshInterval,
 		Heart: p.heart, Changed: a.reporter.poke, Log: a.log, Registerer: a.registry,
 	})
 	return err
+}
+
+// dataplanes are those that policy can be enforced by, the best first.
+func (p *policyPart) dataplanes() []enforce.Dataplane {
+	return []enforce.Dataplane{{
+		Name: enforce.NFTables, Open: func() (enforce.Renderer, error) { return nftpolicy.New(p.kernel, p.log), nil },
+	}}
 }
 
 // monitor pokes when somebody else changes our rules.
