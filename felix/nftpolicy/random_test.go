@@ -119,7 +119,10 @@ func (w *world) rules() (out []policy.Rule) {
 }
 
 func (w *world) match() policy.Match {
-	m := policy.Match{Source: w.peer(), Destination: w.peer()}
+	var m policy.Match
+	if w.IntN(3) > 0 {
+		m = policy.Match{Source: w.peer(), Destination: w.peer()}
+	}
 	if w.IntN(6) == 0 {
 		m.Family = []policy.Family{policy.IPv4, policy.IPv6}[w.IntN(2)]
 	}
@@ -187,7 +190,7 @@ func (w *world) ports() (p policy.Ports) {
 }
 
 func (w *world) endpoint(id policy.EndpointID) *policy.Endpoint {
-	e := &policy.Endpoint{ID: id, Device: fmt.Sprintf("hel%011x", w.IntN(5)), Unknown: w.IntN(6) == 0}
+	e := &policy.Endpoint{ID: id, Device: fmt.Sprintf("hel%011x", w.IntN(5)), Unknown: w.IntN(12) == 0}
 	e.Ingress, e.Egress = w.chain(), w.chain()
 	return e
 }
@@ -199,7 +202,7 @@ func (w *world) chain() policy.Chain {
 	}
 	for _, tier := range []string{policy.AdminTier, policy.DefaultTier} {
 		t := policy.Tier{Name: tier, Default: []policy.Action{policy.Deny, policy.Allow, policy.Pass}[w.IntN(3)]}
-		for range w.IntN(3) {
+		for range w.IntN(4) * w.IntN(2) {
 			t.Policies = append(t.Policies, w.policyID())
 		}
 		if len(t.Policies) > 0 {
