@@ -62,6 +62,13 @@ var rules = []rule{
 		because: "a driver makes desired values true in one kernel subsystem; it knows nothing of the cluster",
 	},
 	{
+		packages: []string{"felix/policytest"},
+		forbid: []string{
+			"k8s.io", "sigs.k8s.io", "github.com/osrg", "github.com/google/nftables", module + "/api", module + "/bgp", module + "/policy/compile",
+		},
+		because: "it tests any renderer: it knows what a policy means and what packets are, not how one is rendered or where it comes from",
+	},
+	{
 		packages: []string{"felix/probe"},
 		forbid: []string{
 			"k8s.io", "sigs.k8s.io", "github.com/osrg", "github.com/vishvananda", "github.com/mdlayher", module + "/api",
