@@ -20,6 +20,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/enforce"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
+	"github.com/heliograph-dev/heliograph/policy"
 )
 
 // ipMonitor writes down what happens in the kernel.
@@ -173,6 +174,7 @@ func policyWithRules(t *testing.T, opts Options, log *slog.Logger) *policyPart {
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.Update(policy.Delta{})
 	if err := r.Apply(t.Context()); err != nil {
 		t.Fatal(err)
 	}
