@@ -8,6 +8,7 @@
 //   - IPBlockReconciler gives blocks to nodes, takes them back, and writes the status of IPPools.
 //   - BGPConfigurationReconciler chooses the route reflectors.
 //   - ConfigReconciler writes the status of BGPPeers and FelixConfigurations.
+//   - PolicyReconciler writes the status of policies and tiers.
 //   - NodeReconciler keeps pods from new nodes until their network is proven.
 //   - ProbeKeyReconciler makes the key of the agents' probes.
 //
@@ -138,6 +139,12 @@ func setup(mgr manager.Manager, o Options) error {
 		Events: mgr.GetEventRecorder("heliograph-controller"),
 	}
 	if err := configs.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	policies := &PolicyReconciler{
+		Client: mgr.GetClient(), Log: o.Log.With("controller", "policy"), Events: mgr.GetEventRecorder("heliograph-controller"),
+	}
+	if err := policies.SetupWithManager(mgr); err != nil {
 		return err
 	}
 	nodes := &NodeReconciler{
