@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/policy"
@@ -25,6 +26,8 @@ type ourWorld struct {
 	accounts map[policy.EndpointID]*corev1.ServiceAccount
 	services map[policy.EndpointID]*corev1.Service
 	slices   map[policy.EndpointID]*discoveryv1.EndpointSlice
+	clusters map[string]*policyv1alpha2.ClusterNetworkPolicy
+	nodes    map[string]*corev1.Node
 }
 
 func newOurWorld() ourWorld {
@@ -32,7 +35,8 @@ func newOurWorld() ourWorld {
 		policies: map[policy.EndpointID]*v1alpha1.NetworkPolicy{}, globals: map[string]*v1alpha1.GlobalNetworkPolicy{},
 		tiers: map[string]*v1alpha1.Tier{}, sets: map[policy.EndpointID]*v1alpha1.NetworkSet{}, global: map[string]*v1alpha1.GlobalNetworkSet{},
 		accounts: map[policy.EndpointID]*corev1.ServiceAccount{}, services: map[policy.EndpointID]*corev1.Service{},
-		slices: map[policy.EndpointID]*discoveryv1.EndpointSlice{},
+		slices: map[policy.EndpointID]*discoveryv1.EndpointSlice{}, clusters: map[string]*policyv1alpha2.ClusterNetworkPolicy{},
+		nodes: map[string]*corev1.Node{},
 	}
 }
 
@@ -45,6 +49,8 @@ func (o *ourWorld) compile(c *Compiler) {
 	each(o.global, c.SetGlobalNetworkSet)
 	each(o.accounts, c.SetServiceAccount)
 	each(o.tiers, c.SetTier)
+	each(o.nodes, c.SetNode)
+	each(o.clusters, c.SetClusterNetworkPolicy)
 }
 
 func each[K comparable, V any](m map[K]V, f func(V)) {
@@ -78,6 +84,12 @@ func (o *ourWorld) remove(c *Compiler) {
 	for id := range o.slices {
 		c.RemoveEndpointSlice(id.Namespace, id.Name)
 	}
+	for name := range o.clusters {
+		c.RemoveClusterNetworkPolicy(name)
+	}
+	for name := range o.nodes {
+		c.RemoveNode(name)
+	}
 }
 
 // stepOurs changes one object, in the world and in the compiler.
@@ -86,7 +98,7 @@ func (w *world) stepOurs(c *Compiler) {
 	meta := metav1.ObjectMeta{Namespace: pick(w, "ns0", "ns1", "ns2"), Name: fmt.Sprintf("p%d", w.IntN(3)), Labels: w.labels()}
 	id := policy.EndpointID{Namespace: meta.Namespace, Name: meta.Name}
 	gone := w.IntN(4) == 0
-	switch w.IntN(9) {
+	switch w.IntN(12) {
 	case 0, 1:
 		change(o.policies, id, &v1alpha1.NetworkPolicy{ObjectMeta: meta, Spec: w.spec()}, gone, c.SetPolicy, func() { c.RemovePolicy(id.Namespace, id.Name) })
 	case 2, 3:
@@ -106,6 +118,8 @@ func (w *world) stepOurs(c *Compiler) {
 		meta.Name = pick(w, "client", "server")
 		id.Name = meta.Name
 		change(o.accounts, id, &corev1.ServiceAccount{ObjectMeta: meta}, gone, c.SetServiceAccount, func() { c.RemoveServiceAccount(id.Namespace, id.Name) })
+	case 9, 10, 11:
+		w.stepCluster(c, gone)
 	case 8:
 		if w.IntN(3) == 0 {
 			meta.Name = "svc0"
@@ -115,6 +129,66 @@ func (w *world) stepOurs(c *Compiler) {
 		}
 		change(o.slices, id, w.slice(meta), gone, c.SetEndpointSlice, func() { c.RemoveEndpointSlice(id.Namespace, id.Name) })
 	}
+}
+
+// stepCluster changes a ClusterNetworkPolicy or a node.
+func (w *world) stepCluster(c *Compiler, gone bool) {
+	o := &w.ours
+	name := fmt.Sprintf("p%d", w.IntN(3))
+	if w.IntN(3) == 0 {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: w.labels()}}
+		for range w.IntN(3) {
+			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Address: pick(w, "192.0.2.1", "192.0.2.2", "2001:db8::1", "10.0.0.3", "node")})
+		}
+		change(o.nodes, name, n, gone, c.SetNode, func() { c.RemoveNode(name) })
+		return
+	}
+	p := &policyv1alpha2.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	p.Spec.Tier, p.Spec.Priority = pick(w, policyv1alpha2.AdminTier, policyv1alpha2.BaselineTier), int32(w.IntN(2))
+	p.Spec.Subject.Namespaces = w.selector(true)
+	if w.IntN(2) == 0 {
+		p.Spec.Subject = policyv1alpha2.ClusterNetworkPolicySubject{Pods: &policyv1alpha2.NamespacedPod{NamespaceSelector: *w.selector(false), PodSelector: *w.selector(true)}}
+	}
+	for range w.IntN(3) {
+		peer := w.clusterPeer()
+		p.Spec.Ingress = append(p.Spec.Ingress, policyv1alpha2.ClusterNetworkPolicyIngressRule{
+			Action: w.clusterAction(), From: []policyv1alpha2.ClusterNetworkPolicyIngressPeer{{Namespaces: peer.Namespaces, Pods: peer.Pods}},
+			Protocols: w.clusterProtocols(),
+		})
+	}
+	for range w.IntN(3) {
+		p.Spec.Egress = append(p.Spec.Egress, policyv1alpha2.ClusterNetworkPolicyEgressRule{
+			Action: w.clusterAction(), To: []policyv1alpha2.ClusterNetworkPolicyEgressPeer{w.clusterPeer(), w.clusterPeer()}, Protocols: w.clusterProtocols(),
+		})
+	}
+	change(o.clusters, name, p, gone, c.SetClusterNetworkPolicy, func() { c.RemoveClusterNetworkPolicy(name) })
+}
+
+func (w *world) clusterAction() policyv1alpha2.ClusterNetworkPolicyRuleAction {
+	return pick(w, policyv1alpha2.ClusterNetworkPolicyRuleActionAccept, policyv1alpha2.ClusterNetworkPolicyRuleActionDeny, policyv1alpha2.ClusterNetworkPolicyRuleActionPass)
+}
+
+func (w *world) clusterPeer() policyv1alpha2.ClusterNetworkPolicyEgressPeer {
+	switch w.IntN(6) {
+	case 0:
+		return policyv1alpha2.ClusterNetworkPolicyEgressPeer{Nodes: w.selector(false)}
+	case 1:
+		return policyv1alpha2.ClusterNetworkPolicyEgressPeer{Networks: []policyv1alpha2.CIDR{pick[policyv1alpha2.CIDR](w, "10.0.0.0/8", "fd00::/16", "ten")}}
+	case 2:
+		return policyv1alpha2.ClusterNetworkPolicyEgressPeer{Pods: &policyv1alpha2.NamespacedPod{NamespaceSelector: *w.selector(true), PodSelector: *w.selector(true)}}
+	case 3:
+		if w.IntN(3) == 0 {
+			return policyv1alpha2.ClusterNetworkPolicyEgressPeer{DomainNames: []policyv1alpha2.DomainName{"example.com"}}
+		}
+	}
+	return policyv1alpha2.ClusterNetworkPolicyEgressPeer{Namespaces: w.selector(false)}
+}
+
+func (w *world) clusterProtocols() []policyv1alpha2.ClusterNetworkPolicyProtocol {
+	return pick(w, nil,
+		[]policyv1alpha2.ClusterNetworkPolicyProtocol{{DestinationNamedPort: "http"}},
+		[]policyv1alpha2.ClusterNetworkPolicyProtocol{{TCP: &policyv1alpha2.ClusterNetworkPolicyProtocolTCP{DestinationPort: &policyv1alpha2.Port{Number: 80}}}, {DestinationNamedPort: "dns"}},
+	)
 }
 
 func change[K comparable, V any](in map[K]V, key K, obj V, gone bool, set func(V), remove func()) {
