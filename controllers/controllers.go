@@ -34,6 +34,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 )
@@ -71,6 +72,9 @@ func NewScheme() (*runtime.Scheme, error) {
 	}
 	if err := v1alpha1.AddToScheme(s); err != nil {
 		return nil, fmt.Errorf("add the types of heliograph to the scheme: %w", err)
+	}
+	if err := policyv1alpha2.Install(s); err != nil {
+		return nil, fmt.Errorf("add ClusterNetworkPolicy to the scheme: %w", err)
 	}
 	return s, nil
 }

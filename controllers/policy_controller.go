@@ -7,19 +7,25 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 )
@@ -31,15 +37,20 @@ type PolicyReconciler struct {
 	Client client.Client
 	Events events.EventRecorder
 	Log    *slog.Logger
+	// served says that the API has ClusterNetworkPolicies, which are nobody's duty to install.
+	served atomic.Bool
 	// told is the generation of the policies of Kubernetes that an Event was about.
 	told map[types.UID]int64
 }
+
+// servedInterval is how often it is asked whether the API has ClusterNetworkPolicies by now.
+const servedInterval = 10 * time.Second
 
 // SetupWithManager starts the reconciler with the manager.
 func (r *PolicyReconciler) SetupWithManager(mgr manager.Manager) error {
 	poke := pokeAfter(statusDelay)
 	spec := builder.WithPredicates(changed(specPart))
-	err := builder.ControllerManagedBy(mgr).Named("policy").WithOptions(retries()).
+	c, err := builder.ControllerManagedBy(mgr).Named("policy").WithOptions(retries()).
 		Watches(&v1alpha1.NetworkPolicy{}, poke, spec).
 		Watches(&v1alpha1.GlobalNetworkPolicy{}, poke, spec).
 		Watches(&v1alpha1.Tier{}, poke, spec).
@@ -48,10 +59,39 @@ func (r *PolicyReconciler) SetupWithManager(mgr manager.Manager) error {
 		WatchesMetadata(&corev1.Service{}, poke, builder.WithPredicates(predicate.Funcs{
 			UpdateFunc: func(event.UpdateEvent) bool { return false },
 		})).
-		Complete(r)
+		Build(r)
 	if err != nil {
 		return fmt.Errorf("set up the policy controller: %w", err)
 	}
+	await := func(ctx context.Context) error { return r.awaitClusterPolicies(ctx, mgr, c) }
+	if err := mgr.Add(manager.RunnableFunc(await)); err != nil {
+		return fmt.Errorf("set up the watch of ClusterNetworkPolicies: %w", err)
+	}
+	return nil
+}
+
+// awaitClusterPolicies adds the watch of ClusterNetworkPolicies once their CRD is there.
+func (r *PolicyReconciler) awaitClusterPolicies(ctx context.Context, mgr manager.Manager, c controller.Controller) error {
+	kind := schema.GroupKind{Group: policyv1alpha2.GroupName, Kind: "ClusterNetworkPolicy"}
+	ticker := time.NewTicker(servedInterval)
+	defer ticker.Stop()
+	for {
+		_, err := mgr.GetRESTMapper().RESTMapping(kind, policyv1alpha2.GroupVersion.Version)
+		if err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+	r.served.Store(true)
+	err := c.Watch(source.Kind[client.Object](mgr.GetCache(), &policyv1alpha2.ClusterNetworkPolicy{}, pokeAfter(statusDelay), changed(specPart)))
+	if err != nil {
+		return fmt.Errorf("watch ClusterNetworkPolicies: %w", err)
+	}
+	r.Log.Info("the API has ClusterNetworkPolicies")
 	return nil
 }
 
@@ -62,12 +102,17 @@ type policyLists struct {
 	tiers    v1alpha1.TierList
 	k8s      networkingv1.NetworkPolicyList
 	services metav1.PartialObjectMetadataList
+	clusters policyv1alpha2.ClusterNetworkPolicyList
 }
 
 func (r *PolicyReconciler) list(ctx context.Context) (*policyLists, error) {
 	var l policyLists
 	l.services.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("ServiceList"))
-	for _, list := range []client.ObjectList{&l.policies, &l.globals, &l.tiers, &l.k8s, &l.services} {
+	lists := []client.ObjectList{&l.policies, &l.globals, &l.tiers, &l.k8s, &l.services}
+	if r.served.Load() {
+		lists = append(lists, &l.clusters)
+	}
+	for _, list := range lists {
 		if err := r.Client.List(ctx, list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil, fmt.Errorf("list %T: %w", list, err)
 		}
@@ -90,6 +135,9 @@ func (r *PolicyReconciler) Reconcile(ctx context.Context, _ reconcile.Request) (
 	for i := range l.globals.Items {
 		p := &l.globals.Items[i]
 		errs = append(errs, r.writePolicy(ctx, p, p.DeepCopy(), v.condition(globalID(p), &p.Spec.PolicySpec)))
+	}
+	for i := range l.clusters.Items {
+		errs = append(errs, r.writeCluster(ctx, &l.clusters.Items[i], v))
 	}
 	for i := range l.tiers.Items {
 		errs = append(errs, r.writeTier(ctx, &l.tiers.Items[i], v))
@@ -117,6 +165,16 @@ func policyStatus(obj client.Object) *v1alpha1.PolicyStatus {
 		return &o.Status
 	}
 	return &v1alpha1.PolicyStatus{}
+}
+
+func (r *PolicyReconciler) writeCluster(ctx context.Context, cached *policyv1alpha2.ClusterNetworkPolicy, v *policyView) error {
+	obj := cached.DeepCopy()
+	c := v.clusterCondition(cached)
+	transition := setReady(&obj.Status.Conditions, obj.Generation, c)
+	if equality.Semantic.DeepEqual(obj.Status, cached.Status) {
+		return nil
+	}
+	return r.write(ctx, obj, cached, c, transition)
 }
 
 func (r *PolicyReconciler) writeTier(ctx context.Context, cached *v1alpha1.Tier, v *policyView) error {

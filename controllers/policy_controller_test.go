@@ -6,6 +6,7 @@ package controllers
 
 import (
 	"fmt"
+	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -14,8 +15,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/internal/apitest"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -103,4 +107,31 @@ func TestNeighbours(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", tt.id, got, tt.want)
 		}
 	}
+}
+
+// The CRD of ClusterNetworkPolicy may come when the controller runs; nothing else waits for it.
+func testClusterPolicies(t *testing.T, s *suite) {
+	s.run(t)
+	tier := &v1alpha1.Tier{ObjectMeta: metav1.ObjectMeta{Name: "before"}}
+	s.create(t, tier)
+	s.wantReady(t, tier, "True Accepted: in force")
+	_, err := envtest.InstallCRDs(s.rest, envtest.CRDInstallOptions{Paths: []string{filepath.Join(apitest.Root(), "config", "crd", "network-policy-api")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	everybody := policyv1alpha2.ClusterNetworkPolicyEgressPeer{Namespaces: &metav1.LabelSelector{}}
+	good := &policyv1alpha2.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "good"}}
+	good.Spec.Tier, good.Spec.Priority, good.Spec.Subject.Namespaces = policyv1alpha2.AdminTier, 7, &metav1.LabelSelector{}
+	good.Spec.Egress = []policyv1alpha2.ClusterNetworkPolicyEgressRule{{
+		Action: policyv1alpha2.ClusterNetworkPolicyRuleActionPass, To: []policyv1alpha2.ClusterNetworkPolicyEgressPeer{everybody},
+	}}
+	names := good.DeepCopy()
+	names.Name = "names"
+	names.Spec.Egress[0].Action = policyv1alpha2.ClusterNetworkPolicyRuleActionAccept
+	names.Spec.Egress[0].To = []policyv1alpha2.ClusterNetworkPolicyEgressPeer{{DomainNames: []policyv1alpha2.DomainName{"example.com"}}}
+	s.create(t, good, names)
+	s.wantReady(t, good, "True Accepted: in force; ClusterNetworkPolicy names has the order 7 too, so that names decide which is asked first")
+	s.wantReady(t, names, "False Invalid: spec.egress[0].to[0].domainNames: Forbidden: names of domains are not served, and the rule matches nothing; "+
+		"an Accept rule that is not understood matches nothing, any other denies everything")
+	s.wantEvent(t, "ClusterNetworkPolicy", "names", "Warning Invalid")
 }

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/policy"
@@ -49,6 +50,10 @@ func k8sID(p *networkingv1.NetworkPolicy) policy.PolicyID {
 	return policy.PolicyID{Kind: policy.NetworkPolicy, Namespace: p.Namespace, Name: p.Name}
 }
 
+func clusterID(p *policyv1alpha2.ClusterNetworkPolicy) policy.PolicyID {
+	return policy.PolicyID{Kind: policy.ClusterNetworkPolicy, Name: p.Name}
+}
+
 // newPolicyView compiles everything, for a node that has no pods.
 func newPolicyView(l *policyLists) *policyView {
 	v := &policyView{problems: map[policy.PolicyID][]compile.Problem{}, inTier: map[string]int{}, places: map[place]*occupants{}}
@@ -74,6 +79,11 @@ func newPolicyView(l *policyLists) *policyView {
 		p := &l.globals.Items[i]
 		c.SetGlobalPolicy(p)
 		v.add(globalID(p), &p.Spec.PolicySpec)
+	}
+	for i := range l.clusters.Items {
+		p := &l.clusters.Items[i]
+		c.SetClusterNetworkPolicy(p)
+		v.occupy(clusterID(p), string(p.Spec.Tier), p.Spec.Priority)
 	}
 	for _, p := range c.Problems() {
 		v.problems[p.Policy] = append(v.problems[p.Policy], p)
@@ -117,6 +127,16 @@ func (v *policyView) condition(id policy.PolicyID, spec *v1alpha1.PolicySpec) co
 	if spec.Order != nil {
 		message += v.neighbours(id, place{spec.Tier, *spec.Order})
 	}
+	return condition{metav1.ConditionTrue, v1alpha1.ReasonAccepted, message}
+}
+
+// clusterCondition is the Ready condition of a ClusterNetworkPolicy.
+func (v *policyView) clusterCondition(p *policyv1alpha2.ClusterNetworkPolicy) condition {
+	id := clusterID(p)
+	if mistakes := v.mistakes(id); mistakes != "" {
+		return condition{metav1.ConditionFalse, v1alpha1.ReasonInvalid, mistakes + "; an Accept rule that is not understood matches nothing, any other denies everything"}
+	}
+	message := "in force" + v.neighbours(id, place{string(p.Spec.Tier), p.Spec.Priority})
 	return condition{metav1.ConditionTrue, v1alpha1.ReasonAccepted, message}
 }
 

@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/internal/apitest"
@@ -40,6 +41,7 @@ const (
 // suite is a real API server, and how the administrator and the controller see it.
 type suite struct {
 	admin  client.Client
+	rest   *rest.Config // of the administrator
 	config *rest.Config // of the controller: its ServiceAccount, with the rights of config/rbac alone
 	writes atomic.Int64 // requests of controllers that change something
 }
@@ -64,6 +66,7 @@ func TestAPI(t *testing.T) {
 		"failing writes":              testFailures,
 		"a node without a network":    testUnproven,
 		"policies and tiers":          testPolicies,
+		"policies of the cluster":     testClusterPolicies,
 		"the rights on nodes":         testNodeGuard,
 		"the key of the probes":       testProbeKey,
 		"route reflection":            testReflection,
@@ -85,7 +88,7 @@ func newSuite(t *testing.T) *suite {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &suite{}
+	s := &suite{rest: cfg}
 	if s.admin, err = client.New(cfg, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
@@ -299,6 +302,8 @@ func conditions(obj client.Object) []metav1.Condition {
 	case *v1alpha1.GlobalNetworkPolicy:
 		return o.Status.Conditions
 	case *v1alpha1.Tier:
+		return o.Status.Conditions
+	case *policyv1alpha2.ClusterNetworkPolicy:
 		return o.Status.Conditions
 	}
 	return nil
