@@ -206,17 +206,25 @@ func (m model) text() (lines []string) {
 	return lines
 }
 
-func (f *fake) Compare(want Ruleset) (string, error) {
-	if !f.exists {
-		return "there is no table", nil
-	}
-	want1, got := modelOf(want).text(), f.table.text()
-	for i := range max(len(want1), len(got)) {
-		if i >= len(want1) || i >= len(got) || want1[i] != got[i] {
-			return fmt.Sprintf("line %d differs", i), nil
+func (f *fake) Read(want Ruleset) (Actual, error) {
+	a := Actual{Exists: f.exists, Sets: map[string]map[Element]struct{}{}, Chains: map[string]bool{}}
+	wanted := modelOf(want)
+	for name, s := range f.table.sets {
+		a.Sets[name] = nil
+		if w, ok := wanted.sets[name]; ok {
+			if w.Set != s.Set {
+				a.Odd = "set " + name
+			}
+			a.Sets[name] = map[Element]struct{}{}
+			for _, e := range s.elements {
+				a.Sets[name][e] = struct{}{}
+			}
 		}
 	}
-	return "", nil
+	for name, c := range f.table.chains {
+		a.Chains[name] = wanted.chains[name].Equal(c)
+	}
+	return a, nil
 }
 
 func (f *fake) Counters() (map[string]policy.Count, error) {

@@ -19,7 +19,7 @@ type objects struct {
 		sets   map[string]struct{}
 	}
 	// confused: a set was dropped and is wanted again, but with what it holds in the kernel nobody
-	// has kept up. Only a replacement of the whole table is right then.
+	// has kept up. The kernel must be read.
 	confused bool
 }
 
@@ -75,11 +75,14 @@ func (o *objects) acquireChain(c *Chain) {
 	o.touched.chains[c.Name] = struct{}{}
 }
 
-// acquireSet returns the set; one that nobody has let go of in the kernel yet keeps account by itself.
+// acquireSet returns the set; one that nobody has let go of in the kernel yet has kept up with itself.
 func (o *objects) acquireSet(name string, make func() *setObject) *setObject {
 	s := o.sets[name]
 	if s == nil {
-		if s = o.doomed[name]; s == nil {
+		if s = o.doomed[name]; s != nil && s.all == nil { // read, and not known
+			s, o.confused = nil, true
+		}
+		if s == nil {
 			s = make()
 		}
 		delete(o.doomed, name)
@@ -178,6 +181,72 @@ func (o *objects) ruleset() Ruleset {
 		}
 	}
 	return r
+}
+
+// adopt makes the account of the kernel what was read, and says where that departs from what should be.
+func (o *objects) adopt(a Actual) (drift string) {
+	note := func(what, name string) {
+		if drift == "" || what+name < drift { // the first, whatever the order of maps
+			drift = what + name
+		}
+	}
+	clear(o.doomed)
+	o.confused = false
+	for name, s := range o.sets {
+		elements, ok := a.Sets[name]
+		if s.inKernel, s.pending = ok, nil; !ok {
+			note("missing set ", name)
+		} else if e := s.adopt(elements); e != "" {
+			note(e+" in set ", name)
+		}
+		o.touch(s)
+	}
+	for name := range a.Sets {
+		if o.sets[name] == nil {
+			o.doomed[name] = &setObject{Set: Set{Name: name}, inKernel: true}
+			note("foreign set ", name)
+		}
+	}
+	for name, c := range o.chains {
+		same, ok := a.Chains[name]
+		if c.have = nil; ok && same {
+			c.have = c.want
+		} else if ok {
+			c.have = &Chain{Name: name, Rules: []Rule{{Comment: "unknown"}}}
+			note("changed rules in chain ", name)
+		} else if c.want != nil {
+			note("missing chain ", name)
+		}
+		if c.want == nil && ok {
+			c.have = &Chain{Name: name}
+		}
+		o.touched.chains[name] = struct{}{}
+	}
+	for name := range a.Chains {
+		if o.chains[name] == nil {
+			o.chains[name] = &chainObject{have: &Chain{Name: name}}
+			o.touched.chains[name] = struct{}{}
+			note("foreign chain ", name)
+		}
+	}
+	return drift
+}
+
+// adopt makes the difference to what was read pending.
+func (s *setObject) adopt(elements map[Element]struct{}) (drift string) {
+	for e := range s.all {
+		if _, ok := elements[e]; ok {
+			delete(elements, e)
+			continue
+		}
+		s.change(e, true)
+		drift = "missing elements"
+	}
+	for e := range elements {
+		s.change(e, false)
+		drift = "foreign elements"
+	}
+	return drift
 }
 
 // planner collects operations by the phase in which they are due.

@@ -198,3 +198,11 @@ type Ruleset struct {
 	Sets   []Content
 	Chains []Chain
 }
+
+// Actual is what the kernel holds of the table, seen from what it should hold.
+type Actual struct {
+	Exists bool
+	Odd    string                          // what has the name of a thing of ours and is another; empty if nothing
+	Sets   map[string]map[Element]struct{} // nil: not one of those that should be
+	Chains map[string]bool                 // whether it has the rules that it should
+}

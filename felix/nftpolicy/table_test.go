@@ -110,8 +110,8 @@ func TestRefusedPolicy(t *testing.T) {
 				if rules := rulesOf(f, bad); len(d.Refused()) > 0 || len(rules) != 1 {
 					t.Errorf("refused = %v, rules = %v", d.Refused(), rules)
 				}
-				if drift, _ := f.Compare(d.objects.ruleset()); drift != "" {
-					t.Error(drift)
+				if diff := cmp.Diff(modelOf(d.objects.ruleset()).text(), f.table.text()); diff != "" {
+					t.Errorf("(-want +got):\n%s", diff)
 				}
 			})
 		}
