@@ -18,6 +18,7 @@ type fake struct {
 	exists bool
 	txs    []Transaction
 	fail   func(Transaction) error // asked first
+	limit  int                     // of operations and elements in a transaction; 0: none
 }
 
 type model struct {
@@ -49,6 +50,13 @@ func (f *fake) Commit(tx Transaction) error {
 		if err := f.fail(tx); err != nil {
 			return err
 		}
+	}
+	size := len(tx.Ops)
+	for _, op := range tx.Ops {
+		size += len(op.Elements)
+	}
+	if f.limit > 0 && size > f.limit {
+		return syscall.EMSGSIZE
 	}
 	if tx.Delete {
 		if !f.exists {

@@ -163,10 +163,18 @@ func (o *objects) committed(replaced bool) {
 			delete(o.chains, name)
 		}
 	}
-	clear(o.touched.chains)
-	clear(o.touched.sets)
+	o.touched.chains, o.touched.sets = emptied(o.touched.chains), emptied(o.touched.sets)
 	clear(o.doomed)
 	o.confused = false
+}
+
+// emptied clears a map. That takes as long as the map has ever been large, so a large one is left behind.
+func emptied(m map[string]struct{}) map[string]struct{} {
+	if len(m) > 64 {
+		return map[string]struct{}{}
+	}
+	clear(m)
+	return m
 }
 
 // ruleset is what the table should hold.
@@ -262,7 +270,8 @@ func (p *planner) ops() []Op {
 
 func (p *planner) set(s *setObject) {
 	var remove, add []Element
-	if s.inKernel && !p.replace {
+	fresh := !s.inKernel || p.replace
+	if !fresh {
 		for e, in := range s.pending {
 			if in {
 				add = append(add, e)
@@ -271,7 +280,7 @@ func (p *planner) set(s *setObject) {
 			}
 		}
 	} else {
-		p.addSets = append(p.addSets, Op{Kind: AddSet, Set: s.Set})
+		p.addSets = append(p.addSets, Op{Kind: AddSet, Set: s.Set, Inert: true})
 		add = slices.Collect(s.all)
 	}
 	// The kernel takes elements in any order; sorted, equal states make equal transactions.
@@ -281,7 +290,7 @@ func (p *planner) set(s *setObject) {
 	}
 	if len(add) > 0 {
 		slices.SortFunc(add, compareElements)
-		p.additions = append(p.additions, Op{Kind: AddElements, Set: s.Set, Elements: add})
+		p.additions = append(p.additions, Op{Kind: AddElements, Set: s.Set, Elements: add, Inert: fresh && !s.Map})
 	}
 }
 
@@ -307,12 +316,13 @@ func (p *planner) chain(c *chainObject) {
 		return
 	}
 	head := Chain{Name: c.want.Name, Hook: c.want.Hook, After: c.want.After}
+	inert := have == nil && head.Hook == NoHook
 	if have == nil {
-		p.addChains = append(p.addChains, Op{Kind: AddChain, Chain: head})
+		p.addChains = append(p.addChains, Op{Kind: AddChain, Chain: head, Inert: inert})
 	} else {
 		p.flushes = append(p.flushes, Op{Kind: FlushChain, Chain: head})
 	}
 	for _, r := range c.want.Rules {
-		p.rules = append(p.rules, Op{Kind: AddRule, Chain: head, Rule: r})
+		p.rules = append(p.rules, Op{Kind: AddRule, Chain: head, Rule: r, Inert: inert})
 	}
 }

@@ -177,6 +177,9 @@ type Op struct {
 	Chain    Chain     // name and hook
 	Elements []Element // of those on elements
 	Rule     Rule      // of AddRule
+	// Inert says that no packet meets it: it adds something to which nothing refers before the others
+	// are done.
+	Inert bool
 }
 
 // Transaction is a change that the kernel makes as a whole, or not at all.

@@ -133,7 +133,7 @@ func (t *Table) apply(ctx context.Context) error {
 			t.objects.committed(false)
 			return nil
 		}
-		err := t.handle.Commit(tx)
+		err := t.commit(tx)
 		var refused *RefusedError
 		switch {
 		case err == nil:
