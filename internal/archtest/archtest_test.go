@@ -39,7 +39,7 @@ var rules = []rule{
 		because:  "deciding is pure: it depends on its arguments alone, and shares no state",
 	},
 	{
-		packages: []string{"policy", "policy/compile", "policy/eval"},
+		packages: []string{"policy", "policy/compile", "policy/eval", "policy/explain"},
 		forbid: []string{
 			"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "github.com/vishvananda", "github.com/mdlayher", "github.com/google/nftables",
 			"github.com/osrg", module + "/api", module + "/felix", module + "/bgp", module + "/controllers",
@@ -47,7 +47,7 @@ var rules = []rule{
 		because: "what a policy means is decided without the kernel, the API server and the agent: renderers, the CLI and a relay use it too",
 	},
 	{
-		packages: []string{"policy", "policy/compile", "policy/eval"},
+		packages: []string{"policy", "policy/compile", "policy/eval", "policy/explain"},
 		direct:   []string{"os", "sync", "time", "net/http", "os/exec", "log/slog"},
 		because:  "deciding is pure: it depends on its arguments alone, and shares no state",
 	},
