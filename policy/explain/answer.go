@@ -194,7 +194,7 @@ func (v *View) flows(a *Answer, b backend, protocol policy.Protocol) []Flow {
 		out = append(out, flow)
 	}
 	if len(out) == 0 {
-		return []Flow{{To: b.end, Families: []string{}, Protocol: protocol.String(), Port: b.port, Verdict: Unknown}}
+		return []Flow{{To: b.end, Families: []string{}, Src: []netip.Addr{}, Dst: []netip.Addr{}, Protocol: protocol.String(), Port: b.port, Verdict: Unknown}}
 	}
 	return out
 }
@@ -214,7 +214,7 @@ func (v *View) flow(from End, b backend, protocol policy.Protocol, f policy.Fami
 		p.Protocol, p.ICMPType = policy.ICMPv6, echo6
 	}
 	flow := Flow{
-		To: b.end, Families: []string{f.String()}, Dst: []netip.Addr{p.Dst}, Protocol: protocol.String(), Port: b.port, Verdict: Allowed,
+		To: b.end, Families: []string{f.String()}, Src: []netip.Addr{}, Dst: []netip.Addr{p.Dst}, Protocol: protocol.String(), Port: b.port, Verdict: Allowed,
 		Egress: v.side(p, policy.Egress, from), Ingress: v.side(p, policy.Ingress, b.end),
 	}
 	if p.Src.IsValid() {

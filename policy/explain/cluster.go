@@ -50,12 +50,17 @@ func ParseRef(s string) (Ref, error) {
 // Cluster is the objects of a cluster. Objects that were put into it are not changed afterwards.
 type Cluster struct {
 	objects map[string]map[Ref]Object // by kind
-	nodes   map[string][]netip.Addr
+	nodes   map[string]node
+}
+
+type node struct {
+	sends  []netip.Addr
+	others []netip.Addr
 }
 
 // NewCluster returns a cluster without objects.
 func NewCluster() *Cluster {
-	return &Cluster{objects: map[string]map[Ref]Object{}, nodes: map[string][]netip.Addr{}}
+	return &Cluster{objects: map[string]map[Ref]Object{}, nodes: map[string]node{}}
 }
 
 // Clone returns a cluster with the same objects.
@@ -99,8 +104,10 @@ func (c *Cluster) Delete(r Ref) bool {
 	return ok
 }
 
-// SetNode says with which addresses a node sends its own packets to other nodes' pods, and is known to them.
-func (c *Cluster) SetNode(name string, ips []netip.Addr) { c.nodes[name] = ips }
+// SetNode says with which addresses a node sends its own packets to other nodes' pods, and which it has besides.
+func (c *Cluster) SetNode(name string, sends, others []netip.Addr) {
+	c.nodes[name] = node{sends: sends, others: others}
+}
 
 // Change is objects to put into a cluster, and others to take away.
 type Change struct {

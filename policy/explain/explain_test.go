@@ -180,8 +180,8 @@ func cluster(t *testing.T, docs ...string) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.SetNode("node1", parseIPs([]string{"10.244.1.1", "fd00:244::11"}))
-	c.SetNode("node2", parseIPs([]string{"10.244.2.1", "fd00:244::21"}))
+	c.SetNode("node1", parseIPs([]string{"10.244.1.1", "fd00:244::11"}), parseIPs([]string{"192.168.11.11"}))
+	c.SetNode("node2", parseIPs([]string{"10.244.2.1", "fd00:244::21"}), parseIPs([]string{"192.168.11.12"}))
 	return c
 }
 
@@ -284,14 +284,14 @@ func TestExplain(t *testing.T) {
 			"IPv4 prod/db-0 TCP/5432: allowed; egress -; ingress Allow by NetworkPolicy prod/office ingress[0]",
 			"IPv6 prod/db-0 TCP/5432: denied; egress -; ingress Deny by tier default",
 		}, nil},
-		{"a node's address is the node", "10.244.2.1", "prod/db-0:5432", []string{closed}, []string{
+		{"a node's address is the node", "192.168.11.12", "prod/db-0:5432", []string{closed}, []string{
 			"allowed", "IPv4+IPv6 prod/db-0 TCP/5432: allowed; egress -; ingress Allow, the pod's own node may talk to it",
 		}, nil},
 		{"a pod of the node's network", "dev/host", "prod/db-1:15432", []string{closed}, []string{
 			"denied", "IPv4+IPv6 prod/db-1 TCP/15432: denied; egress -; ingress Deny by tier default",
 		}, []string{"dev/host uses the network of its node, node2: no policy applies where its packets leave, and other pods see the node's address"}},
 		{"to a pod of the node's network", "prod/web", "dev/host:22", []string{noEgress}, []string{
-			"denied", "IPv4+IPv6 dev/host TCP/22: denied; egress Deny by tier default; ingress -",
+			"denied", "IPv4 dev/host TCP/22: denied; egress Deny by tier default; ingress -",
 		}, []string{"dev/host uses the network of its node, node2: no policy applies where packets arrive"}},
 		{"a pod without address", "dev/young", "prod/db-0:5432", nil, []string{
 			"unknown", " prod/db-0 TCP/5432: unknown; egress -; ingress -",

@@ -50,9 +50,9 @@ func NewView(c *Cluster) (*View, error) {
 	for _, p := range compiler.Problems() {
 		v.problems[p.Policy] = append(v.problems[p.Policy], p.Field+": "+p.Reason)
 	}
-	for node, ips := range c.nodes {
-		for _, ip := range ips {
-			v.nodeOf[ip] = node
+	for name, n := range c.nodes {
+		for _, ip := range slices.Concat(n.sends, n.others) {
+			v.nodeOf[ip] = name
 		}
 	}
 	v.eval = eval.New(v.state)
@@ -158,11 +158,7 @@ func (v *View) podEnd(id policy.EndpointID) (End, error) {
 
 func (v *View) endOf(p *corev1.Pod, ips ...netip.Addr) End {
 	id := idOf(p)
-	e := End{Pod: &id, Node: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork, IPs: ips}
-	if e.HostNetwork && len(v.cluster.nodes[e.Node]) > 0 {
-		e.IPs = v.cluster.nodes[e.Node]
-	}
-	return e
+	return End{Pod: &id, Node: p.Spec.NodeName, HostNetwork: p.Spec.HostNetwork, IPs: ips}
 }
 
 // ipEnd says whose an address is.
@@ -182,11 +178,15 @@ func (v *View) source(s Source) (End, error) {
 		}
 		return v.ipEnd(s.IP), nil
 	case s.Node != "":
-		ips, ok := v.cluster.nodes[s.Node]
+		n, ok := v.cluster.nodes[s.Node]
 		if !ok {
 			return End{}, fmt.Errorf("there is no node %s", s.Node)
 		}
-		return End{Node: s.Node, IPs: ips}, nil
+		return End{Node: s.Node, IPs: n.sends}, nil
 	}
-	return v.podEnd(s.Pod)
+	e, err := v.podEnd(s.Pod)
+	if n := v.cluster.nodes[e.Node]; e.HostNetwork && len(n.sends) > 0 {
+		e.IPs = n.sends
+	}
+	return e, err
 }
