@@ -138,6 +138,65 @@ func TestPolicyExplainNeedsRights(t *testing.T) {
 	}
 }
 
+func TestPolicyImpact(t *testing.T) {
+	api := newPolicyAPI(t)
+	for name, tt := range map[string]struct {
+		form, stdin string
+		without     []string
+	}{
+		"open":       {without: []string{"NetworkPolicy/prod/db", "NetworkPolicy/prod/db-0-backup"}},
+		"ports":      {stdin: manyRules(3)},
+		"json":       {stdin: manyRules(1), form: "json"},
+		"outside":    {stdin: strings.Replace(manyRules(0), "- {}", "- {from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8]}}, {ipBlock: {cidr: 10.244.0.0/16}}]}", 1)},
+		"nothing":    {stdin: "{apiVersion: v1, kind: Namespace, metadata: {name: prod, labels: {a: b}}}"},
+		"no-matter":  {stdin: strings.Replace(manyRules(0), "- {}", "- {from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 5432}]}", 1)},
+		"a-mistake":  {stdin: strings.Replace(strings.Replace(manyRules(0), "- {}", "- {from: [{ipBlock: {cidr: x}}]}", 1), "app: db", "app: web", 1)},
+		"one-family": {stdin: strings.Replace(manyRules(0), "- {}", "- {from: [{ipBlock: {cidr: fd00:244::/32}}]}", 1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			flags := changeFlags{without: tt.without, namespace: "prod"}
+			if tt.stdin != "" {
+				flags.files = []string{"-"}
+			}
+			edit, said, err := flags.read(strings.NewReader(tt.stdin))
+			if err != nil {
+				t.Fatal(err)
+			}
+			impact, err := policyImpactOf(t.Context(), api, edit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			if err := (policyImpact{Impact: impact, DryRun: said}).write(&out, tt.form); err != nil {
+				t.Fatal(err)
+			}
+			golden(t, "policy-impact-"+name+".txt", out.Bytes())
+		})
+	}
+	if err := (policyImpact{}).write(&bytes.Buffer{}, "yaml"); err == nil || !strings.Contains(err.Error(), `--output is "yaml"`) {
+		t.Errorf("error = %v", err)
+	}
+}
+
+// What is left out is said.
+func TestPolicyImpactIsBounded(t *testing.T) {
+	i := explain.Impact{Affected: 1, NotCompared: 3}
+	for n := range 60 {
+		i.Changes = append(i.Changes, explain.PairChange{
+			From: make([]explain.Group, 9), To: []explain.Group{{Name: fmt.Sprint(n)}}, Traffic: []explain.TrafficChange{{What: "TCP", Before: explain.Allowed, After: explain.Denied}},
+		})
+	}
+	var out bytes.Buffer
+	if err := (policyImpact{Impact: &i}).write(&out, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{" and 3 more → 49: TCP: allowed → denied\n… and 10 more: see -o wide\n", "note: 3 pairs of kinds of pods are not compared"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in\n%s", want, out.String())
+		}
+	}
+}
+
 func TestChangeFlags(t *testing.T) {
 	bad := filepath.Join(t.TempDir(), "bad.yaml")
 	if err := os.WriteFile(bad, []byte("---\n{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n---\nkind: [\n"), 0o600); err != nil {
@@ -162,9 +221,10 @@ func TestChangeFlags(t *testing.T) {
 
 func TestPolicyFlags(t *testing.T) {
 	for args, want := range map[string]string{
-		"policy explain --from prod/web":                     `"to" not set`,
-		"policy explain --from web --to prod/db:80":          "--from: \"web\" is neither",
-		"policy explain --from prod/web --to prod/db":        "--to: \"prod/db\": a port is needed",
+		"policy explain --from prod/web":              `"to" not set`,
+		"policy explain --from web --to prod/db:80":   "--from: \"web\" is neither",
+		"policy explain --from prod/web --to prod/db": "--to: \"prod/db\": a port is needed",
+		"policy impact": "name a change: -f FILE or --without",
 		"policy explain --from a/b --to c/d:1 --without x/y": "--without: \"x\" is no kind",
 	} {
 		var out, errOut bytes.Buffer

@@ -27,13 +27,6 @@ const (
 	Unknown Verdict = "unknown"
 )
 
-func verdictOf(a policy.Action) Verdict {
-	if a == policy.Allow {
-		return Allowed
-	}
-	return Denied
-}
-
 // Answer is the answer to a Query. Its form as JSON is what `policy explain -o json` prints: fields are
 // added, and never change.
 type Answer struct {

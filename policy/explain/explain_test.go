@@ -151,6 +151,14 @@ kind: NetworkPolicy
 metadata: {namespace: prod, name: no-egress}
 spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Egress], egress: [{ports: [{protocol: UDP, port: 53}]}]}
 `
+	fromTeam = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: prod, name: from-team}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress: [{from: [{namespaceSelector: {matchLabels: {team: a}}}], ports: [{port: 5432, endPort: 5440}, {protocol: SCTP}]}]
+`
 	broken = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
