@@ -35,5 +35,6 @@ func UnknownCause(d Direction) string { return "unknown " + d.String() }
 
 // Count is what a rule has seen.
 type Count struct {
-	Packets, Bytes uint64
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
 }

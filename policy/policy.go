@@ -88,9 +88,9 @@ func name[T ~uint8](v T, names ...string) string {
 
 // PolicyID names the object that a policy was compiled from.
 type PolicyID struct {
-	Kind      Kind
-	Namespace string // empty for kinds of the cluster
-	Name      string
+	Kind      Kind   `json:"kind"`
+	Namespace string `json:"namespace,omitempty"` // empty for kinds of the cluster
+	Name      string `json:"name"`
 }
 
 // String is "NetworkPolicy prod/web".
@@ -115,9 +115,9 @@ func (id PolicyID) Compare(o PolicyID) int {
 // RuleID names a rule by where its author finds it. It is what nft comments, counters, logs and
 // explanations carry, and stays the same as long as the rules before it do.
 type RuleID struct {
-	Policy    PolicyID
-	Direction Direction
-	Index     int
+	Policy    PolicyID  `json:"policy"`
+	Direction Direction `json:"direction"`
+	Index     int       `json:"index"`
 }
 
 // String is "NetworkPolicy prod/web ingress[0]".
@@ -185,8 +185,8 @@ type Endpoint struct {
 
 // EndpointID is a pod's namespace and name.
 type EndpointID struct {
-	Namespace string
-	Name      string
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
 }
 
 // String is "prod/web-1".

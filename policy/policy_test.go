@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"encoding/json"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -206,5 +207,34 @@ func TestLogPrefix(t *testing.T) {
 	got := LogPrefix(Deny, id.String())
 	if want := "hel/Deny/" + Hash(id.String()); got != want || len(got) > 63 {
 		t.Errorf("LogPrefix = %q, want %q", got, want)
+	}
+}
+
+func TestText(t *testing.T) {
+	type all struct {
+		ID     RuleID
+		Action Action
+		Kinds  []Kind
+		Count  Count
+	}
+	in := all{
+		ID: RuleID{Policy: PolicyID{Kind: GlobalNetworkPolicy, Name: "p"}, Direction: Egress, Index: 2}, Action: Log,
+		Kinds: []Kind{NetworkPolicy, ClusterNetworkPolicy, HeliographNetworkPolicy}, Count: Count{Packets: 1, Bytes: 2},
+	}
+	text, err := json.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"ID":{"policy":{"kind":"GlobalNetworkPolicy","name":"p"},"direction":"egress","index":2},"Action":"Log",` +
+		`"Kinds":["NetworkPolicy","ClusterNetworkPolicy","NetworkPolicy.heliograph.dev"],"Count":{"packets":1,"bytes":2}}`
+	if string(text) != want {
+		t.Errorf("got %s, want %s", text, want)
+	}
+	var out all
+	if err := json.Unmarshal(text, &out); err != nil || !reflect.DeepEqual(in, out) {
+		t.Errorf("got %v, %v back, want %v", out, err, in)
+	}
+	if err := json.Unmarshal([]byte(`{"Action":"Drop"}`), &out); err == nil || !strings.Contains(err.Error(), `"Drop" is unknown`) {
+		t.Errorf("error = %v", err)
 	}
 }

@@ -39,7 +39,7 @@ var rules = []rule{
 		because:  "deciding is pure: it depends on its arguments alone, and shares no state",
 	},
 	{
-		packages: []string{"policy", "policy/compile", "policy/eval"},
+		packages: []string{"policy", "policy/compile", "policy/eval", "policy/explain"},
 		forbid: []string{
 			"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "github.com/vishvananda", "github.com/mdlayher", "github.com/google/nftables",
 			"github.com/osrg", module + "/felix", module + "/bgp", module + "/controllers",
@@ -52,7 +52,7 @@ var rules = []rule{
 		because:  "the compiler reads our kinds, whose types are plain data as those of Kubernetes are; who has its result need not know them",
 	},
 	{
-		packages: []string{"policy", "policy/compile", "policy/eval"},
+		packages: []string{"policy", "policy/compile", "policy/eval", "policy/explain"},
 		direct:   []string{"os", "sync", "time", "net/http", "os/exec", "log/slog"},
 		because:  "deciding is pure: it depends on its arguments alone, and shares no state",
 	},
@@ -174,7 +174,6 @@ func TestImports(t *testing.T) {
 
 // TestDriversAreStrangers keeps drivers from importing each other.
 func TestDriversAreStrangers(t *testing.T) {
-<<<<<<< HEAD
 	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "nftpolicy"}
 =======
 	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "iptables"}

@@ -47,7 +47,8 @@ func newRoot(name string) *cobra.Command {
 	}
 	root.AddCommand(
 		newAgentCommand(), newControllerCommand(), newInstallCommand(), reflectd.NewCommand(), newStatusCommand(),
-		newPathsCommand(), newBGPCommand(), newBGPRoutesOnNodeCommand(), newRouteCommand(), newKernelRouteCommand(), newVersionCommand(),
+		newPathsCommand(), newBGPCommand(), newBGPRoutesOnNodeCommand(), newRouteCommand(), newKernelRouteCommand(),
+		newPolicyCommand(), newVersionCommand(),
 	)
 	return root
 }

@@ -35,13 +35,13 @@ type Report struct {
 
 // Trace is one endpoint's part in the verdict.
 type Trace struct {
-	Endpoint  policy.EndpointID
-	Direction policy.Direction
-	Verdict   policy.Action
-	Reason    Reason
-	Rule      policy.RuleID // with ByRule
-	Tier      string        // with ByTier
-	Tiers     []TierTrace   // as far as they were asked
+	Endpoint  policy.EndpointID `json:"endpoint"`
+	Direction policy.Direction  `json:"direction"`
+	Verdict   policy.Action     `json:"verdict"`
+	Reason    Reason            `json:"reason"`
+	Rule      policy.RuleID     `json:"rule,omitzero"`  // with ByRule
+	Tier      string            `json:"tier,omitempty"` // with ByRule and ByTier
+	Tiers     []TierTrace       `json:"tiers"`          // as far as they were asked
 }
 
 // Reason says what gave a verdict.
@@ -56,6 +56,12 @@ const (
 	FromNode                // the endpoint's own node talks to it
 	IsUnknown               // the API does not know the endpoint (yet)
 )
+
+// MarshalText is for JSON.
+func (r Reason) MarshalText() ([]byte, error) {
+	names := []string{"Rule", "Tier", "Chain", "ToItself", "FromNode", "Unknown"}
+	return []byte(names[min(int(r), len(names)-1)]), nil
+}
 
 // String is a phrase for people.
 func (r Reason) String() string {
@@ -76,26 +82,26 @@ func (r Reason) String() string {
 
 // TierTrace is the policies of a tier that were asked.
 type TierTrace struct {
-	Tier     string
-	Verdict  policy.Action // Allow, Deny or Pass
-	Policies []PolicyTrace
+	Tier     string        `json:"tier"`
+	Verdict  policy.Action `json:"verdict"` // Allow, Deny or Pass
+	Policies []PolicyTrace `json:"policies"`
 }
 
 // PolicyTrace is the rules of a policy that were asked.
 type PolicyTrace struct {
-	ID      policy.PolicyID
-	Audit   bool          // the verdict was not acted upon
-	Missing bool          // the state does not have the policy; its endpoint is closed
-	Verdict policy.Action // NoAction: no rule matched
-	Rules   []RuleTrace
+	ID      policy.PolicyID `json:"policy"`
+	Audit   bool            `json:"audit"`   // the verdict was not acted upon
+	Missing bool            `json:"missing"` // the state does not have the policy; its endpoint is closed
+	Verdict policy.Action   `json:"verdict"` // NoAction: no rule matched
+	Rules   []RuleTrace     `json:"rules"`
 }
 
 // RuleTrace is a rule that was asked.
 type RuleTrace struct {
-	ID      policy.RuleID
-	Action  policy.Action
-	Matched bool
-	Differs Difference // if it did not match
+	ID      policy.RuleID `json:"rule"`
+	Action  policy.Action `json:"action"`
+	Matched bool          `json:"matched"`
+	Differs Difference    `json:"differs,omitzero"` // if it did not match
 }
 
 // Evaluator evaluates packets against a state, which must not change meanwhile.
@@ -120,17 +126,31 @@ func New(s *policy.State) *Evaluator {
 // Evaluate gives the verdict on a packet.
 func (e *Evaluator) Evaluate(p Packet) Report {
 	r := Report{Verdict: policy.Allow}
-	p.Src, p.Dst = p.Src.Unmap().WithZone(""), p.Dst.Unmap().WithZone("")
-	src, dst := e.byIP[p.Src], e.byIP[p.Dst]
-	if src != nil && !p.FromNode {
-		r.Egress = e.trace(src, policy.Egress, p, dst == src)
+	if r.Egress = e.Side(p, policy.Egress); r.Egress != nil {
 		r.Verdict = r.Egress.Verdict
 	}
-	if dst != nil && r.Verdict == policy.Allow {
-		r.Ingress = e.trace(dst, policy.Ingress, p, dst == src && !p.FromNode)
+	if r.Verdict != policy.Allow {
+		return r
+	}
+	if r.Ingress = e.Side(p, policy.Ingress); r.Ingress != nil {
 		r.Verdict = r.Ingress.Verdict
 	}
 	return r
+}
+
+// Side is what one end says of a packet, whatever the other says: the source's endpoint for Egress, the
+// destination's for Ingress; nil if that is no endpoint of the state.
+func (e *Evaluator) Side(p Packet, d policy.Direction) *Trace {
+	p.Src, p.Dst = p.Src.Unmap().WithZone(""), p.Dst.Unmap().WithZone("")
+	src, dst := e.byIP[p.Src], e.byIP[p.Dst]
+	self := src == dst && !p.FromNode
+	switch {
+	case d == policy.Egress && src != nil && !p.FromNode:
+		return e.trace(src, d, p, self)
+	case d == policy.Ingress && dst != nil:
+		return e.trace(dst, d, p, self)
+	}
+	return nil
 }
 
 func (e *Evaluator) trace(ep *policy.Endpoint, d policy.Direction, p Packet, self bool) *Trace {

@@ -40,10 +40,13 @@ func (c Condition) String() string {
 
 // Difference is the first condition of a rule that a packet does not fulfil.
 type Difference struct {
-	Condition Condition
-	Want      string // of the rule, in short
-	Got       string // of the packet
+	Condition Condition `json:"condition"`
+	Want      string    `json:"want"` // of the rule, in short
+	Got       string    `json:"got"`  // of the packet
 }
+
+// MarshalText is for JSON.
+func (c Condition) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // String is "destination port: got 443, want 80 or 8080-8090".
 func (d Difference) String() string {
