@@ -8,6 +8,7 @@ require (
 	k8s.io/apimachinery v0.37.0
 	k8s.io/client-go v0.37.0
 	sigs.k8s.io/kube-network-policies v1.1.0
+	sigs.k8s.io/network-policy-api v0.2.0
 )
 
 require (
