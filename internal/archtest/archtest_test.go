@@ -174,10 +174,7 @@ func TestImports(t *testing.T) {
 
 // TestDriversAreStrangers keeps drivers from importing each other.
 func TestDriversAreStrangers(t *testing.T) {
-	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "nftpolicy"}
-=======
-	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "iptables"}
->>>>>>> ipt
+	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "nftpolicy", "iptables", "nflog"}
 	for _, p := range list(t) {
 		for _, d := range drivers {
 			if p.ImportPath != module+"/felix/"+d {
