@@ -8,6 +8,7 @@
 //   - IPBlockReconciler gives blocks to nodes, takes them back, and writes the status of IPPools.
 //   - BGPConfigurationReconciler chooses the route reflectors.
 //   - ConfigReconciler writes the status of BGPPeers and FelixConfigurations.
+//   - PolicyReconciler writes the status of policies and tiers.
 //   - NodeReconciler keeps pods from new nodes until their network is proven.
 //   - ProbeKeyReconciler makes the key of the agents' probes.
 //
@@ -33,6 +34,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 )
@@ -70,6 +72,9 @@ func NewScheme() (*runtime.Scheme, error) {
 	}
 	if err := v1alpha1.AddToScheme(s); err != nil {
 		return nil, fmt.Errorf("add the types of heliograph to the scheme: %w", err)
+	}
+	if err := policyv1alpha2.Install(s); err != nil {
+		return nil, fmt.Errorf("add ClusterNetworkPolicy to the scheme: %w", err)
 	}
 	return s, nil
 }
@@ -138,6 +143,12 @@ func setup(mgr manager.Manager, o Options) error {
 		Events: mgr.GetEventRecorder("heliograph-controller"),
 	}
 	if err := configs.SetupWithManager(mgr); err != nil {
+		return err
+	}
+	policies := &PolicyReconciler{
+		Client: mgr.GetClient(), Log: o.Log.With("controller", "policy"), Events: mgr.GetEventRecorder("heliograph-controller"),
+	}
+	if err := policies.SetupWithManager(mgr); err != nil {
 		return err
 	}
 	nodes := &NodeReconciler{

@@ -19,12 +19,14 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/log"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/internal/apitest"
@@ -39,6 +41,7 @@ const (
 // suite is a real API server, and how the administrator and the controller see it.
 type suite struct {
 	admin  client.Client
+	rest   *rest.Config // of the administrator
 	config *rest.Config // of the controller: its ServiceAccount, with the rights of config/rbac alone
 	writes atomic.Int64 // requests of controllers that change something
 }
@@ -62,6 +65,8 @@ func TestAPI(t *testing.T) {
 		"a wrong delete is prevented": testStaleCache,
 		"failing writes":              testFailures,
 		"a node without a network":    testUnproven,
+		"policies and tiers":          testPolicies,
+		"policies of the cluster":     testClusterPolicies,
 		"the rights on nodes":         testNodeGuard,
 		"the key of the probes":       testProbeKey,
 		"route reflection":            testReflection,
@@ -83,7 +88,7 @@ func newSuite(t *testing.T) *suite {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &suite{}
+	s := &suite{rest: cfg}
 	if s.admin, err = client.New(cfg, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
@@ -114,12 +119,14 @@ func (s *suite) wipe(t *testing.T) {
 	for _, obj := range []client.Object{
 		&v1alpha1.BGPPeer{}, &v1alpha1.BGPConfiguration{}, &v1alpha1.FelixConfiguration{},
 		&v1alpha1.IPPool{}, &v1alpha1.IPBlock{}, &v1alpha1.NodeStatus{}, &corev1.Node{},
+		&v1alpha1.GlobalNetworkPolicy{}, &v1alpha1.Tier{},
 	} {
 		if err := s.admin.DeleteAllOf(t.Context(), obj); err != nil {
 			t.Fatalf("wipe %T: %v", obj, err)
 		}
 	}
 	for obj, ns := range map[client.Object]string{
+		&v1alpha1.NetworkPolicy{}: "default", &networkingv1.NetworkPolicy{}: "default", &corev1.Service{}: "default",
 		&corev1.Secret{}: namespace, &eventsv1.Event{}: "default", &coordinationv1.Lease{}: namespace,
 	} {
 		if err := s.admin.DeleteAllOf(t.Context(), obj, client.InNamespace(ns)); err != nil {
@@ -265,7 +272,9 @@ func (s *suite) wantBlocks(t *testing.T, want ...string) {
 func (s *suite) wantReady(t *testing.T, obj client.Object, want string) {
 	t.Helper()
 	eventually(t, func() error {
-		s.get(t, obj.GetName(), obj)
+		if err := s.admin.Get(t.Context(), client.ObjectKeyFromObject(obj), obj); err != nil {
+			return err
+		}
 		c := meta.FindStatusCondition(conditions(obj), v1alpha1.ConditionReady)
 		if c == nil {
 			return fmt.Errorf("%T %s has no Ready condition, want %s", obj, obj.GetName(), want)
@@ -287,6 +296,14 @@ func conditions(obj client.Object) []metav1.Condition {
 	case *v1alpha1.BGPConfiguration:
 		return o.Status.Conditions
 	case *v1alpha1.FelixConfiguration:
+		return o.Status.Conditions
+	case *v1alpha1.NetworkPolicy:
+		return o.Status.Conditions
+	case *v1alpha1.GlobalNetworkPolicy:
+		return o.Status.Conditions
+	case *v1alpha1.Tier:
+		return o.Status.Conditions
+	case *policyv1alpha2.ClusterNetworkPolicy:
 		return o.Status.Conditions
 	}
 	return nil

@@ -66,21 +66,25 @@ type Agent struct {
 	events   *events
 	loop     *loop
 	health   *health
-	heart    *heart
+	heart    *heart // of the loop
+	policy   *policyPart
 	latest   *atomic.Pointer[Report]
 }
 
 // New opens what the agent needs from the node. It changes nothing yet.
 func New(ctx context.Context, opts Options) (*Agent, error) {
-	a := &Agent{opts: opts, log: opts.Log, registry: prometheus.NewRegistry(), heart: &heart{}}
-	a.heart.beat(time.Now())
+	a := &Agent{opts: opts, log: opts.Log, registry: prometheus.NewRegistry(), heart: &heart{name: "loop"}}
+	a.heart.Beat(time.Now())
 	a.bgp = newSpeakers(opts.StateDir, a.log)
 	a.registry.MustRegister(reflectd.NewCollector(a.bgp.engine))
 	a.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var err error
+	if a.policy, err = openPolicy(opts, a.log); err != nil {
+		return nil, err
+	}
 	if err := a.openAPI(); err != nil {
 		return nil, err
 	}
-	var err error
 	if a.drivers, err = openDrivers(opts, a.log); err != nil {
 		return nil, err
 	}
@@ -103,7 +107,7 @@ func (a *Agent) openAPI() error {
 	var err error
 	a.watcher, err = watch.New(a.opts.Config, watch.Options{
 		Namespace: a.opts.Namespace, DaemonSet: a.opts.DaemonSet,
-		Path: a.opts.StateDir + "/snapshot.json", Log: a.log,
+		Path: a.opts.StateDir + "/snapshot.json", Feed: a.policy.feed, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -120,7 +124,7 @@ func (a *Agent) openAPI() error {
 	if err != nil {
 		return fmt.Errorf("make API client: %w", err)
 	}
-	a.reporter = newReporter(c, a.opts.NodeName, a.bgp.status, a.log)
+	a.reporter = newReporter(c, a.opts.NodeName, a.bgp.status, a.policy.status, a.log)
 	a.bgp.moved = a.reporter.poke
 	a.events, err = newEvents(a.opts.Config, scheme, a.opts.NodeName)
 	return err
@@ -153,9 +157,15 @@ func (a *Agent) wire(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := a.policy.wire(a); err != nil {
+		return err
+	}
 	a.loop.pods, a.loop.attachments, a.loop.podPokes = a.pods.store, a.pods.manager.Attachments, a.pods.pokes
 	a.health = &health{
-		alive: func() error { return a.heart.check(time.Now()) }, ready: a.ready, gatherer: a.registry, log: a.log,
+		alive: func() error {
+			now := time.Now()
+			return errors.Join(a.heart.check(now), a.policy.heart.check(now))
+		}, ready: a.ready, gatherer: a.registry, log: a.log,
 	}
 	return nil
 }
@@ -178,7 +188,7 @@ func (a *Agent) ready() error {
 	case !r.Quorum.Proven():
 		return errNoQuorum
 	}
-	return nil
+	return a.policy.enforcer.Ready()
 }
 
 // Run runs the agent until ctx ends. What it programmed stays: the kernel goes on forwarding
@@ -202,6 +212,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	for name, part := range map[string]func(context.Context) error{
 		"kernel monitor": a.monitor.Run, "nft monitor": a.drivers.monitorNFT, "loop": a.loop.run, "prober": a.prober.Run,
+		"policy": a.policy.enforcer.Run, "policy's copy on disk": a.policy.journal.Run, "policy monitor": a.policy.monitor, "policy log": a.policy.listen,
 		"cni socket": a.pods.run, "bgp": a.bgp.run, "inspection": a.inspect, "events": a.events.run,
 		"reporter": func(ctx context.Context) error { a.reporter.run(ctx); return nil },
 		"health":   func(ctx context.Context) error { return a.health.serve(ctx, a.opts.MetricsAddress) },
@@ -236,7 +247,7 @@ func (a *Agent) inspect(ctx context.Context) error {
 func (a *Agent) stop(ctx context.Context) error {
 	uninstall := a.watcher.Uninstalling()
 	a.log.Info("agent stops", "uninstall", uninstall)
-	errs := []error{a.bgp.Stop(ctx, !uninstall), a.pods.close()}
+	errs := []error{a.bgp.Stop(ctx, !uninstall), a.pods.close(), a.policy.close()}
 	if uninstall {
 		errs = append(errs, a.uninstall(ctx))
 	}

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/heliograph-dev/heliograph/cni"
+	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
 )
@@ -91,6 +92,14 @@ func agentOptions(t *testing.T, w *world) Options {
 		t.Fatal(err)
 	}
 	if err := before.Save(cluster()); err != nil {
+		t.Fatal(err)
+	}
+	policies, err := feed.OpenJournal(filepath.Join(dir, "policy.db"), watch.FeedTypes(), opts.Log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policies.Note(nil, true)
+	if err := policies.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return opts

@@ -131,7 +131,7 @@ func (d *dataplane) apply(ctx context.Context) error {
 			run = s.apply
 		}
 		start := time.Now()
-		d.heart.begin(s.name, start)
+		d.heart.Begin(s.name, start)
 		err := run(ctx)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", s.name, err))

@@ -174,7 +174,7 @@ func (l *loop) awaitFacts(ctx context.Context) error {
 	patience := time.NewTimer(apiPatience)
 	defer patience.Stop()
 	for !l.source.Synced() {
-		l.heart.beat(time.Now())
+		l.heart.Beat(time.Now())
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

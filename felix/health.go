@@ -23,20 +23,21 @@ const (
 	workLimit = 15 * time.Minute
 )
 
-// heart is when the loop last moved, and what it is at.
+// heart is when a loop last moved, and what it is at.
 type heart struct {
+	name string
 	last atomic.Int64
 	work atomic.Pointer[string] // nil: it waits
 }
 
-// beat says that the loop goes round.
-func (h *heart) beat(now time.Time) {
+// Beat says that the loop goes round.
+func (h *heart) Beat(now time.Time) {
 	h.work.Store(nil)
 	h.last.Store(now.UnixNano())
 }
 
-// begin says that the loop begins a step of work.
-func (h *heart) begin(work string, now time.Time) {
+// Begin says that the loop begins a step of work.
+func (h *heart) Begin(work string, now time.Time) {
 	h.work.Store(&work)
 	h.last.Store(now.UnixNano())
 }
@@ -45,9 +46,9 @@ func (h *heart) check(now time.Time) error {
 	silent := now.Sub(time.Unix(0, h.last.Load()))
 	switch work := h.work.Load(); {
 	case work == nil && silent > waitLimit:
-		return fmt.Errorf("the loop has been silent for %s", silent.Round(time.Second))
+		return fmt.Errorf("the %s has been silent for %s", h.name, silent.Round(time.Second))
 	case work != nil && silent > workLimit:
-		return fmt.Errorf("the loop has been at %q for %s", *work, silent.Round(time.Second))
+		return fmt.Errorf("the %s has been at %q for %s", h.name, *work, silent.Round(time.Second))
 	}
 	return nil
 }

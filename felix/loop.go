@@ -137,7 +137,7 @@ func (l *loop) run(ctx context.Context) error {
 	l.refreshed = time.Now()
 	for ctx.Err() == nil {
 		now := time.Now()
-		l.heart.beat(now)
+		l.heart.Beat(now)
 		l.pokeDue(now)
 		if !l.work(ctx, now) {
 			l.listen(ctx, now)
@@ -259,7 +259,7 @@ func (l *loop) once(ctx context.Context, remote bool) {
 	start := time.Now()
 	round := l.gate.begin()
 	l.runs++
-	l.heart.begin("compute", start)
+	l.heart.Begin("compute", start)
 	if remote {
 		l.trouble.cluster = l.computeRemote(ctx)
 	}
@@ -277,7 +277,7 @@ func (l *loop) once(ctx context.Context, remote bool) {
 		return // what was cut off is no failure
 	}
 	now := time.Now()
-	l.heart.begin("report", now)
+	l.heart.Begin("report", now)
 	l.noteTrouble(now)
 	l.report()
 	l.metrics.runSeconds.Observe(time.Since(start).Seconds())
@@ -402,7 +402,7 @@ func (l *loop) applyBGP(ctx context.Context) {
 	if l.state.BGP.Global == (bgp.Global{}) {
 		return
 	}
-	l.heart.begin("bgp", time.Now())
+	l.heart.Begin("bgp", time.Now())
 	l.trouble.bgp = l.speaker.Apply(ctx, l.state.BGP)
 }
 
@@ -412,7 +412,7 @@ func (l *loop) save() {
 	if l.facts.saved || l.facts.fromDisk || l.facts.objFacts == nil {
 		return
 	}
-	l.heart.begin("save", time.Now())
+	l.heart.Begin("save", time.Now())
 	err := l.source.Save(*l.facts.objFacts)
 	if err != nil && l.trouble.save == nil {
 		l.log.Warn("cannot keep a copy of what the API server says", "error", err)

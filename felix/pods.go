@@ -25,7 +25,9 @@ type pods struct {
 	net     *podnet.Net
 	manager *workload.Manager
 	server  *localapi.Server
-	pokes   chan struct{}
+	tracked *conntrack.Table
+	pokes   chan struct{} // for the loop
+	changed chan struct{} // for policy
 	log     *slog.Logger
 }
 
@@ -34,7 +36,7 @@ const sweepRetry = 5 * time.Second
 
 // openPods opens the allocator and the socket's server, and ties them to the loop.
 func openPods(a *Agent) (*pods, error) {
-	p := &pods{pokes: make(chan struct{}, 1), log: a.log}
+	p := &pods{pokes: make(chan struct{}, 1), changed: make(chan struct{}, 1), log: a.log}
 	var err error
 	if p.net, err = podnet.New(); err != nil {
 		return nil, fmt.Errorf("open netlink socket for pods: %w", err)
@@ -49,7 +51,7 @@ func openPods(a *Agent) (*pods, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open conntrack: %w", err)
 	}
-	tracked := conntrack.New(flows)
+	p.tracked = conntrack.New(flows)
 	p.manager = workload.New(workload.Options{
 		Store: p.store, Interfaces: p.net, StateDir: a.opts.StateDir, Log: a.log,
 		Hooks: workload.Hooks{
@@ -59,9 +61,10 @@ func openPods(a *Agent) (*pods, error) {
 				p.poke()
 				return round.wait(ctx, device)
 			},
-			Ready: a.acceptsPods,
+			InForce: func(ctx context.Context, device string) error { return a.policy.enforcer.InForce(ctx, device) },
+			Ready:   a.acceptsPods,
 			FlushConntrack: func(ip netip.Addr) error {
-				_, err := tracked.DeleteByIP(context.Background(), ip)
+				_, err := p.tracked.DeleteByIP(context.Background(), ip)
 				return err
 			},
 			MTU: a.podMTU,
@@ -75,9 +78,11 @@ func openPods(a *Agent) (*pods, error) {
 }
 
 func (p *pods) poke() {
-	select {
-	case p.pokes <- struct{}{}:
-	default:
+	for _, c := range []chan struct{}{p.pokes, p.changed} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
 	}
 }
 
@@ -125,7 +130,7 @@ func (a *Agent) acceptsPods() error {
 	if a.latest.Load() == nil {
 		return errNoFacts
 	}
-	return nil
+	return a.policy.enforcer.Ready()
 }
 
 // podMTU is that of new pods; 0, the kernel's default, before the first run.

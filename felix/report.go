@@ -40,6 +40,7 @@ type Report struct {
 	Quorum     Quorum
 	Can        snapshot.Capabilities
 	Routes     map[RouteClass]int
+	Felix      snapshot.Felix
 	MTU        int  // of pods
 	InSync     bool // the kernel is as it should be
 	FromDisk   bool // the objects are from the copy on disk: the API server has not been seen yet

@@ -78,21 +78,21 @@ func TestBackoff(t *testing.T) {
 func TestHeart(t *testing.T) {
 	var h heart
 	now := time.Now()
-	h.beat(now)
+	h.Beat(now)
 	if err := h.check(now.Add(waitLimit)); err != nil {
 		t.Error(err)
 	}
 	if err := h.check(now.Add(waitLimit + time.Second)); err == nil {
 		t.Error("a silent loop counts as alive")
 	}
-	h.begin("route", now)
+	h.Begin("route", now)
 	if err := h.check(now.Add(5 * time.Minute)); err != nil {
 		t.Errorf("five minutes of work: %v", err)
 	}
 	if err := h.check(now.Add(workLimit + time.Second)); err == nil || !strings.Contains(err.Error(), `"route"`) {
 		t.Errorf("got %v, want an error that names the step", err)
 	}
-	h.beat(now)
+	h.Beat(now)
 	if err := h.check(now.Add(5 * time.Minute)); err == nil {
 		t.Error("the limit for work holds after the work")
 	}

@@ -147,7 +147,7 @@ func (a *api) reporter(t *testing.T, node string) *reporter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newReporter(c, node, noReflector, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	return newReporter(c, node, noReflector, noPolicy, slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
 
 func sampleReport() *Report {
@@ -356,7 +356,7 @@ func TestReporterOutOfReach(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := &logBuffer{}
-	r := newReporter(c, "a", noReflector, slog.New(slog.NewTextHandler(log, nil)))
+	r := newReporter(c, "a", noReflector, noPolicy, slog.New(slog.NewTextHandler(log, nil)))
 	r.publish(sampleReport())
 	r.reachable.Store(true)
 	for range 3 {
@@ -378,5 +378,7 @@ func TestReporterOutOfReach(t *testing.T) {
 		t.Errorf("a refusal was told %d times:\n%s", n, log.String())
 	}
 }
+
+func noPolicy() (*v1alpha1.NodePolicyStatus, []string) { return nil, nil }
 
 func noReflector() *v1alpha1.ReflectorStatus { return nil }

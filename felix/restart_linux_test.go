@@ -14,9 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/enforce"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
+	"github.com/heliograph-dev/heliograph/policy"
 )
 
 // ipMonitor writes down what happens in the kernel.
@@ -156,6 +160,28 @@ func TestRestartSweepsOrphans(t *testing.T) {
 	})
 }
 
+// policyWithRules is the part of an agent that enforces policy, with rules in the kernel.
+func policyWithRules(t *testing.T, opts Options, log *slog.Logger) *policyPart {
+	t.Helper()
+	p, err := openPolicy(opts, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.enforcer, err = enforce.New(enforce.Options{Dataplanes: p.dataplanes(), Registerer: prometheus.NewRegistry()}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := p.dataplanes()[0].Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Update(policy.Delta{})
+	if err := r.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	nettest.Cmd(t, "nft", "list", "table", "inet", desired.NFTPolicyTable)
+	return p
+}
+
 // After an uninstall nothing of ours is left in the kernel or on disk, with an API server or without.
 func TestUninstall(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -186,7 +212,8 @@ func TestUninstall(t *testing.T) {
 			nettest.Cmd(t, "ip", v, "route", "add", "blackhole", "default", "table", fmt.Sprint(desired.TableVXLAN), "proto", "80", "metric", "80")
 			nettest.Cmd(t, "ip", v, "rule", "add", "pref", "90", "fwmark", "7", "table", "100", "protocol", "4")
 		}
-		a := &Agent{opts: opts, log: slog.New(slog.NewTextHandler(w.log, nil)), loop: w.loop, drivers: w.drivers}
+		log := slog.New(slog.NewTextHandler(w.log, nil))
+		a := &Agent{opts: opts, log: log, loop: w.loop, drivers: w.drivers, policy: policyWithRules(t, opts, log)}
 		if err := a.uninstall(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -18,7 +18,7 @@ import (
 )
 
 // uninstall takes everything of heliograph's away from the node: devices, rules, routes of all our
-// tables, nexthop objects, addresses, our nft table, the plugin and our files. Pods lose their network, which is what
+// tables, nexthop objects, addresses, our nft tables, the plugin and our files. Pods lose their network, which is what
 // whoever deletes heliograph asks for. It goes on after failures and joins them. Sysctls stay: who
 // else needs forwarding by now is not known.
 func (a *Agent) uninstall(ctx context.Context) error {
@@ -48,7 +48,7 @@ func (a *Agent) clearKernel(ctx context.Context) error {
 		a.loop.dataplane.setRemote(calc.RemoteState{NFT: desired.NFT{NoNAT: a.loop.state.NFT.NoNAT}})
 		a.loop.dataplane.setLocal(calc.LocalState{})
 		a.loop.dataplane.queueResync(kernel.All)
-		errs = append(errs, a.loop.dataplane.apply(ctx), a.drivers.nft.DeleteTable(ctx))
+		errs = append(errs, a.loop.dataplane.apply(ctx), a.drivers.nft.DeleteTable(ctx), a.policy.enforcer.Delete(ctx))
 		err := errors.Join(errs...)
 		if deadline, ok := ctx.Deadline(); err == nil || ctx.Err() != nil || ok && time.Until(deadline) < wait {
 			return err

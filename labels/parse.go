@@ -25,11 +25,19 @@ func (e *SyntaxError) Error() string {
 }
 
 // Parse parses a selector. Its error is a *SyntaxError, unless the selector is too long.
-func Parse(text string) (Selector, error) {
-	if len(text) > MaxLength {
-		return Selector{}, fmt.Errorf("the selector is %d bytes long, more than %d", len(text), MaxLength)
+func Parse(text string) (Selector, error) { return parse(&parser{text: text}) }
+
+// ParseNamespaces parses a selector of the namespaces that things are in. Things in none have nil for
+// labels of it: all() does not select them, global() does, and so do comparisons that absence fulfils.
+// An empty text restricts nothing, which is more than all().
+func ParseNamespaces(text string) (Selector, error) {
+	return parse(&parser{text: text, namespaces: true})
+}
+
+func parse(p *parser) (Selector, error) {
+	if len(p.text) > MaxLength {
+		return Selector{}, fmt.Errorf("the selector is %d bytes long, more than %d", len(p.text), MaxLength)
 	}
-	p := &parser{text: text}
 	p.space()
 	if p.pos == len(p.text) {
 		return Selector{}, nil
@@ -56,9 +64,10 @@ func Parse(text string) (Selector, error) {
 // parser reads text from pos on. Every method that consumes something also consumes the white
 // space after it.
 type parser struct {
-	text  string
-	pos   int
-	depth int
+	text       string
+	pos        int
+	depth      int
+	namespaces bool // as ParseNamespaces has it
 }
 
 func (p *parser) or() (node, error)  { return p.list("||", true, p.and) }
@@ -134,6 +143,9 @@ func (p *parser) function(start int, name string) (node, error) {
 		if !p.accept(")") {
 			return nil, p.expected(")")
 		}
+		if p.namespaces {
+			return namespaced{}, nil
+		}
 		return all{}, nil
 	case "has":
 		key := p.word()
@@ -145,7 +157,16 @@ func (p *parser) function(start int, name string) (node, error) {
 		}
 		return has{key: key}, nil
 	}
+	if p.namespaces && name == "global" {
+		if !p.accept(")") {
+			return nil, p.expected(")")
+		}
+		return global{}, nil
+	}
 	p.pos = start
+	if p.namespaces {
+		return nil, p.expected("has(…), all() or global()")
+	}
 	return nil, p.expected("has(…) or all()")
 }
 

@@ -19,6 +19,8 @@
 // ' or " and may hold anything but its own quote. A label that is absent fulfils != and not in,
 // and no other comparison.
 //
+// A selector of namespaces ([ParseNamespaces]) has the term "global()" as well: what is in no namespace.
+//
 // The package is pure, and imports the standard library only.
 package labels
 
@@ -59,7 +61,7 @@ func (s Selector) String() string {
 	return s.text
 }
 
-// node is one of all, has, compare, member, not, and, or.
+// node is one of all, namespaced, global, has, compare, member, not, list.
 type node interface {
 	matches(labels map[string]string) bool
 	// write appends the canonical form.
@@ -80,6 +82,20 @@ type all struct{}
 func (all) matches(map[string]string) bool { return true }
 func (all) write(b *strings.Builder)       { b.WriteString("all()") }
 func (all) binds() int                     { return bindsTerm }
+
+// namespaced is all() in a selector of namespaces, and global its opposite: what is in no namespace has
+// no labels of one, not even an empty map.
+type namespaced struct{}
+
+func (namespaced) matches(l map[string]string) bool { return l != nil }
+func (namespaced) write(b *strings.Builder)         { b.WriteString("all()") }
+func (namespaced) binds() int                       { return bindsTerm }
+
+type global struct{}
+
+func (global) matches(l map[string]string) bool { return l == nil }
+func (global) write(b *strings.Builder)         { b.WriteString("global()") }
+func (global) binds() int                       { return bindsTerm }
 
 type has struct{ key string }
 

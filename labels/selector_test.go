@@ -5,6 +5,8 @@ package labels
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -77,6 +79,163 @@ func TestMatches(t *testing.T) {
 		}
 		if got := s.Matches(node1); got != tt.want {
 			t.Errorf("%q matches: got %v, want %v", tt.in, got, tt.want)
+		}
+	}
+}
+
+// TestNamespaces: what is in no namespace is selected by global(), and by what absence fulfils.
+func TestNamespaces(t *testing.T) {
+	for _, tt := range []struct {
+		in, text         string
+		inNamespace, out bool
+	}{
+		{"", "all()", true, true},
+		{"all()", "all()", true, false},
+		{"global( )", "global()", false, true},
+		{"!global()", "!global()", true, false},
+		{"all() && global()", "all() && global()", false, false},
+		{"team == 'a' || global()", "team == 'a' || global()", true, true},
+		{"team == 'a'", "team == 'a'", true, false},
+		{"team != 'a'", "team != 'a'", false, true},
+		{"!has(team)", "!has(team)", false, true},
+	} {
+		s, err := ParseNamespaces(tt.in)
+		if err != nil {
+			t.Errorf("%q: %v", tt.in, err)
+			continue
+		}
+		if s.String() != tt.text {
+			t.Errorf("%q: got %q, want %q", tt.in, s, tt.text)
+		}
+		if in, out := s.Matches(map[string]string{"team": "a"}), s.Matches(nil); in != tt.inNamespace || out != tt.out {
+			t.Errorf("%q: selects the namespace: %v, what is in none: %v; want %v, %v", tt.in, in, out, tt.inNamespace, tt.out)
+		}
+	}
+	if _, err := ParseNamespaces("globe()"); err == nil || err.Error() != `position 1: expected has(…), all() or global(), found "globe"` {
+		t.Errorf("got %v", err)
+	}
+}
+
+// tree is a selector by itself, to hold Parse and Matches against.
+type tree struct {
+	op       string
+	key      string
+	values   []string
+	children []*tree
+}
+
+func grow(r *rand.Rand, depth int) *tree {
+	leaves := []string{"==", "!=", "in", "not in", "has", "contains", "starts with", "ends with", "all"}
+	if depth > 0 && r.IntN(3) > 0 {
+		t := &tree{op: []string{"&&", "||", "!"}[r.IntN(3)]}
+		n := 2 + r.IntN(2)
+		if t.op == "!" {
+			n = 1
+		}
+		for range n {
+			t.children = append(t.children, grow(r, depth-1))
+		}
+		return t
+	}
+	t := &tree{op: leaves[r.IntN(len(leaves))], key: string("abc"[r.IntN(3)])}
+	for range 1 + r.IntN(2) {
+		t.values = append(t.values, []string{"", "x", "y", "xy"}[r.IntN(4)])
+	}
+	return t
+}
+
+// text writes it with whatever parentheses, quotes and spaces are allowed.
+func (t *tree) text(r *rand.Rand) string {
+	space := func() string { return []string{" ", "  ", "\t"}[r.IntN(3)] }
+	quote := func(v string) string { q := []string{"'", `"`}[r.IntN(2)]; return q + v + q }
+	var text string
+	switch t.op {
+	case "&&", "||":
+		var parts []string
+		for _, c := range t.children {
+			parts = append(parts, "("+c.text(r)+")")
+		}
+		text = strings.Join(parts, space()+t.op+space())
+	case "!":
+		text = "!(" + t.children[0].text(r) + ")"
+	case "all":
+		text = "all()"
+	case "has":
+		text = "has(" + t.key + ")"
+	case "in", "not in":
+		var values []string
+		for _, v := range t.values {
+			values = append(values, quote(v))
+		}
+		text = t.key + space() + strings.ReplaceAll(t.op, " ", space()) + space() + "{" + strings.Join(values, ","+space()) + "}"
+	default:
+		text = t.key + space() + strings.ReplaceAll(t.op, " ", space()) + space() + quote(t.values[0])
+	}
+	if r.IntN(4) == 0 {
+		text = "(" + text + ")"
+	}
+	return text
+}
+
+// selects is the meaning, written down once more.
+func (t *tree) selects(l map[string]string) bool {
+	v, ok := l[t.key]
+	switch t.op {
+	case "&&":
+		return !slices.ContainsFunc(t.children, func(c *tree) bool { return !c.selects(l) })
+	case "||":
+		return slices.ContainsFunc(t.children, func(c *tree) bool { return c.selects(l) })
+	case "!":
+		return !t.children[0].selects(l)
+	case "all":
+		return true
+	case "has":
+		return ok
+	case "==":
+		return ok && v == t.values[0]
+	case "!=":
+		return !(ok && v == t.values[0])
+	case "in":
+		return ok && slices.Contains(t.values, v)
+	case "not in":
+		return !(ok && slices.Contains(t.values, v))
+	case "contains":
+		return ok && strings.Contains(v, t.values[0])
+	case "starts with":
+		return ok && strings.HasPrefix(v, t.values[0])
+	}
+	return ok && strings.HasSuffix(v, t.values[0])
+}
+
+// TestSelectsAsWritten compares with a naive evaluator: the selector, its canonical form, and what its
+// requirements say of all that it selects.
+func TestSelectsAsWritten(t *testing.T) {
+	for seed := range uint64(5_000) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		want := grow(r, 4)
+		text := want.text(r)
+		s := must(t, text)
+		again := must(t, s.String())
+		for range 20 {
+			l := map[string]string{}
+			for _, k := range []string{"a", "b", "c"} {
+				if r.IntN(2) == 0 {
+					l[k] = []string{"", "x", "y", "xy", "z"}[r.IntN(5)]
+				}
+			}
+			selects := want.selects(l)
+			if got := s.Matches(l); got != selects {
+				t.Fatalf("seed %d: %q selects %v: got %v, want %v", seed, text, l, got, selects)
+			}
+			if again.Matches(l) != selects {
+				t.Fatalf("seed %d: %q has the canonical form %q, which means something else", seed, text, s)
+			}
+			for _, req := range s.Requirements() {
+				v, ok := l[req.Key]
+				if selects && (!ok || req.Values != nil && !slices.Contains(req.Values, v)) {
+					t.Fatalf("seed %d: %q selects %v, which lacks the requirement %v", seed, text, l, req)
+				}
+			}
 		}
 	}
 }
@@ -188,33 +347,43 @@ func FuzzParse(f *testing.F) {
 		"", "all()", "a == 'b'", `a != "b"`, "a in {'b', 'c'}", "a not in {}", "has(a)", "!has(a)",
 		"a contains 'b'", "a starts with 'b'", "a ends with 'b'",
 		"(a == 'b' || c == 'd') && !(e == 'f' && has(g)) || all()",
-		"rack = 'r1'", "((((", "a in {'b',", "not not in {'x'}", "!!!has(a)", "a == '\x00\xff'",
+		"rack = 'r1'", "((((", "a in {'b',", "not not in {'x'}", "!!!has(a)", "a == '\x00\xff'", "global() || !all()",
 	} {
 		f.Add(s)
 	}
 	samples := []map[string]string{nil, node1, {"a": "b"}, {"a": "", "b": "c"}, {"a": "c", "c": "d", "e": "f", "g": ""}}
 	f.Fuzz(func(t *testing.T, in string) {
-		s, err := Parse(in)
-		if err != nil {
-			if len(err.Error()) > 1024 {
-				t.Fatalf("error of %d bytes", len(err.Error()))
-			}
-			return
-		}
-		canonical := s.String()
-		again, err := Parse(canonical)
-		if err != nil {
-			t.Fatalf("%q has the canonical form %q, which does not parse: %v", in, canonical, err)
-		}
-		if again.String() != canonical {
-			t.Fatalf("%q has the canonical form %q, and that has %q", in, canonical, again.String())
-		}
-		for _, l := range samples {
-			if s.Matches(l) != again.Matches(l) {
-				t.Fatalf("%q and its canonical form %q differ on %v", in, canonical, l)
-			}
+		for _, parse := range []func(string) (Selector, error){Parse, ParseNamespaces} {
+			checkCanonical(t, parse, in, samples)
 		}
 	})
+}
+
+func checkCanonical(t *testing.T, parse func(string) (Selector, error), in string, samples []map[string]string) {
+	t.Helper()
+	s, err := parse(in)
+	if err != nil {
+		if len(err.Error()) > 1024 {
+			t.Fatalf("error of %d bytes", len(err.Error()))
+		}
+		return
+	}
+	if s == All() {
+		return // the empty text, which is more than all() where namespaces are selected
+	}
+	canonical := s.String()
+	again, err := parse(canonical)
+	if err != nil {
+		t.Fatalf("%q has the canonical form %q, which does not parse: %v", in, canonical, err)
+	}
+	if again.String() != canonical {
+		t.Fatalf("%q has the canonical form %q, and that has %q", in, canonical, again.String())
+	}
+	for _, l := range samples {
+		if s.Matches(l) != again.Matches(l) {
+			t.Fatalf("%q and its canonical form %q differ on %v", in, canonical, l)
+		}
+	}
 }
 
 func BenchmarkMatches(b *testing.B) {

@@ -17,9 +17,12 @@ func Hash(name string) string {
 	return hex.EncodeToString(sum[:6])
 }
 
+// LogPrefixStart begins every LogPrefix.
+const LogPrefixStart = "hel/"
+
 // LogPrefix is what the kernel puts before a packet that it logs: 63 bytes are all that iptables has.
 // cause is what decided: RuleID.String, TierCause or UnknownCause.
-func LogPrefix(a Action, cause string) string { return "hel/" + a.String() + "/" + Hash(cause) }
+func LogPrefix(a Action, cause string) string { return LogPrefixStart + a.String() + "/" + Hash(cause) }
 
 // TierCause is why a packet drops which no rule of a tier matched.
 func TierCause(tier string, d Direction) string { return "tier " + tier + " " + d.String() }

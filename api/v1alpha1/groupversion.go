@@ -22,9 +22,14 @@ func AddToScheme(s *runtime.Scheme) error {
 		&BGPConfiguration{}, &BGPConfigurationList{},
 		&BGPPeer{}, &BGPPeerList{},
 		&FelixConfiguration{}, &FelixConfigurationList{},
+		&GlobalNetworkPolicy{}, &GlobalNetworkPolicyList{},
+		&GlobalNetworkSet{}, &GlobalNetworkSetList{},
 		&IPBlock{}, &IPBlockList{},
 		&IPPool{}, &IPPoolList{},
+		&NetworkPolicy{}, &NetworkPolicyList{},
+		&NetworkSet{}, &NetworkSetList{},
 		&NodeStatus{}, &NodeStatusList{},
+		&Tier{}, &TierList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil
@@ -64,4 +69,6 @@ const (
 	ReasonSessionsDown    = "SessionsDown"
 	ReasonSessionsUp      = "SessionsUp"
 	ReasonSessionsUnknown = "SessionsUnknown"
+	// ReasonMissing is that of a policy that refers to what does not exist (yet).
+	ReasonMissing = "Missing"
 )

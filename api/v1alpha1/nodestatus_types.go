@@ -163,6 +163,26 @@ type BlockStatus struct {
 	InUse int64 `json:"inUse"`
 }
 
+// NodePolicyStatus is how far network policy is in force on a node.
+type NodePolicyStatus struct {
+	// dataplane is by what policy is enforced: NFTables or IPTables.
+	// +optional
+	Dataplane string `json:"dataplane,omitempty"`
+	// endpoints is how many pods of this node policy knows.
+	// +optional
+	Endpoints int32 `json:"endpoints"`
+	// closedEndpoints is how many of them may talk to nobody but the node, since the API has not shown
+	// them to the agent.
+	// +optional
+	ClosedEndpoints int32 `json:"closedEndpoints"`
+	// policies is how many policies select pods of this node.
+	// +optional
+	Policies int32 `json:"policies"`
+	// sets is how many sets of addresses those policies refer to.
+	// +optional
+	Sets int32 `json:"sets"`
+}
+
 // NodeStatusStatus is what the agent of a node reports.
 type NodeStatusStatus struct {
 	// version of the agent.
@@ -199,6 +219,9 @@ type NodeStatusStatus struct {
 	// reflector is the route reflector on this node, if it is one.
 	// +optional
 	Reflector *ReflectorStatus `json:"reflector,omitempty"`
+	// policy is how far network policy is in force on this node.
+	// +optional
+	Policy *NodePolicyStatus `json:"policy,omitempty"`
 	// pathsNative is how many paths are native.
 	// +optional
 	PathsNative int32 `json:"pathsNative"`

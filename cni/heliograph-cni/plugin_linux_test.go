@@ -90,6 +90,7 @@ func (n *node) start() {
 		Store: n.store, Interfaces: interfaces, StateDir: n.dir, Log: n.log,
 		Hooks: workload.Hooks{
 			Sync:           func(ctx context.Context, _ string) error { return n.sync(ctx) },
+			InForce:        func(context.Context, string) error { return nil },
 			Ready:          func() error { return n.ready },
 			FlushConntrack: func(netip.Addr) error { n.flushed.Add(1); return nil },
 			MTU:            func() int { return 1450 },

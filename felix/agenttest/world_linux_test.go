@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
@@ -313,6 +314,14 @@ func (w *world) prepareAgent(t *testing.T, node string) {
 		t.Fatal(err)
 	}
 	if err := disk.Save(cluster()); err != nil {
+		t.Fatal(err)
+	}
+	policies, err := feed.OpenJournal(filepath.Join(dir, "policy.db"), watch.FeedTypes(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	policies.Note(nil, true)
+	if err := policies.Close(); err != nil {
 		t.Fatal(err)
 	}
 	kubeconfig := fmt.Sprintf(`apiVersion: v1

@@ -11,7 +11,7 @@ import "net/netip"
 // Protocol is the route protocol number that marks everything of ours in the kernel.
 const Protocol = 80
 
-// Names of our devices and of our nft table.
+// Names of our devices and of our nft tables.
 const (
 	// LinkPrefix begins the name of every device of ours, WorkloadPrefix + 11 hex digits is the host's
 	// end of a pod's veth pair.
@@ -20,7 +20,8 @@ const (
 	VXLANDevice    = "hel-vxlan"
 	VXLANDevice6   = "hel-vxlan6"
 	IPIPDevice     = "hel-ipip"
-	NFTTable       = "heliograph" // family inet
+	NFTTable       = "heliograph"        // family inet
+	NFTPolicyTable = "heliograph-policy" // family inet; felix/nftpolicy's
 )
 
 // RouteMetric is the priority of our routes in the main table. It is our own, so that a replace of
@@ -137,7 +138,7 @@ type Workload struct {
 	IPs    [2]netip.Addr // IPv4, IPv6; either may be invalid
 }
 
-// NFT is what the inet table of ours should hold: base chains that are always there, and sets.
+// NFT is what the inet table NFTTable should hold: base chains that are always there, and sets.
 type NFT struct {
 	Workloads  []Workload     // known devices; everything else that begins with LinkPrefix and is no tunnel drops
 	Tunnels    []string       // tunnel devices

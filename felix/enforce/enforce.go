@@ -70,8 +70,9 @@ type Options struct {
 	// Pods are the attachments of this node, PodPokes says that they changed.
 	Pods     func() []ipam.Allocation
 	PodPokes <-chan struct{}
-	// Dataplanes that there are. The first is used.
+	// Dataplanes that there are, the best first, and which is asked for: Auto or a name.
 	Dataplanes []Dataplane
+	Choice     func() string
 	// Disturbed says that somebody else changed what a dataplane wrote.
 	Disturbed <-chan struct{}
 	Flows     Flows
@@ -84,12 +85,6 @@ type Options struct {
 	Registerer      prometheus.Registerer
 }
 
-// Dataplane is a renderer that can be opened.
-type Dataplane struct {
-	Name string // "NFTables" or "IPTables", as in FelixConfiguration
-	Open func() (Renderer, error)
-}
-
 // Enforcer is the loop and what it knows.
 type Enforcer struct {
 	opts    Options
@@ -98,7 +93,7 @@ type Enforcer struct {
 
 	// Of the loop's goroutine.
 	compiler  *compile.Compiler
-	renderer  Renderer
+	use       *inUse // nil before the first run
 	workloads map[policy.EndpointID]compile.Workload
 	book      book
 	mistakes  []compile.Problem
@@ -108,7 +103,8 @@ type Enforcer struct {
 	fromDisk  bool
 	noted     bool // the journal holds all that the API server said
 
-	cut cutter
+	cut   cutter
+	diary *diary
 
 	asks chan func() // what the loop is asked to do for others
 
@@ -116,7 +112,8 @@ type Enforcer struct {
 	state   *policy.State // written by the loop alone
 	version uint64        // of state
 	force   map[string]standing
-	closed  int           // of force
+	closed  int // of force
+	byIP    map[netip.Addr]policy.EndpointID
 	stale   bool          // force is not what state says
 	moved   chan struct{} // closed, and made anew, with each change of force
 	lastErr error
@@ -138,7 +135,7 @@ func New(o Options) (*Enforcer, error) {
 	e := &Enforcer{
 		opts: o, log: o.Log, metrics: m, compiler: compile.New(), workloads: map[policy.EndpointID]compile.Workload{},
 		book: book{pages: map[policy.PolicyID]*page{}}, state: policy.NewState(), force: map[string]standing{}, moved: make(chan struct{}),
-		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()),
+		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()), diary: newDiary(),
 	}
 	return e, o.Registerer.Register(collector{e})
 }
@@ -148,11 +145,6 @@ func (e *Enforcer) Run(ctx context.Context) error {
 	if err := e.awaitFacts(ctx); err != nil {
 		return err
 	}
-	r, err := e.opts.Dataplanes[0].Open()
-	if err != nil {
-		return fmt.Errorf("open the %s dataplane: %w", e.opts.Dataplanes[0].Name, err)
-	}
-	e.renderer = r
 	var cutting sync.WaitGroup
 	cutting.Go(func() { e.runCutter(ctx) })
 	defer cutting.Wait()
@@ -206,12 +198,19 @@ func (e *Enforcer) listen(ctx context.Context) {
 		ask()
 	case <-e.opts.Disturbed:
 		e.log.Info("somebody changed our policy rules: repairing them")
-		e.renderer.QueueResync()
+		e.resync()
 	case <-time.After(max(0, wait)):
 		if now := time.Now(); now.Sub(e.refreshed) >= e.opts.RefreshInterval() {
 			e.refreshed = now
-			e.renderer.QueueResync()
+			e.resync()
 		}
+	}
+}
+
+// resync has the next run read the kernel.
+func (e *Enforcer) resync() {
+	if e.use != nil {
+		e.use.QueueResync()
 	}
 }
 

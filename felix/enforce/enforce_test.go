@@ -25,6 +25,7 @@ import (
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/conntrack"
 	"github.com/heliograph-dev/heliograph/felix/feed"
+	"github.com/heliograph-dev/heliograph/felix/nflog"
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/policy"
 	"github.com/heliograph-dev/heliograph/policy/eval"
@@ -81,7 +82,12 @@ func (f *fakeKernel) Counters(context.Context) (map[policy.RuleID]policy.Count, 
 	return counts, nil
 }
 
-func (f *fakeKernel) Delete(context.Context) error { f.deleted = true; return nil }
+func (f *fakeKernel) Delete(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.state, f.deleted = policy.NewState(), true
+	return nil
+}
 
 func (f *fakeKernel) set(change func()) {
 	f.mu.Lock()
@@ -138,18 +144,27 @@ type node struct {
 	dir      string
 	feed     *feed.Feed
 	kernel   *fakeKernel
+	other    *fakeKernel // by the other dataplane
+	otherErr error
 	flows    *fakeFlows
 	enforcer *Enforcer
 	registry *prometheus.Registry
 	pokes    chan struct{}
 
-	mu   sync.Mutex
-	pods []ipam.Allocation
+	mu     sync.Mutex
+	pods   []ipam.Allocation
+	choice string
+}
+
+func (n *node) chosen() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.choice
 }
 
 func newNode(t *testing.T) *node {
 	return &node{
-		t: t, dir: t.TempDir(), kernel: &fakeKernel{state: policy.NewState()}, flows: &fakeFlows{}, pokes: make(chan struct{}, 1),
+		t: t, dir: t.TempDir(), kernel: &fakeKernel{state: policy.NewState()}, other: &fakeKernel{state: policy.NewState()}, choice: Auto, flows: &fakeFlows{}, pokes: make(chan struct{}, 1),
 	}
 }
 
@@ -164,9 +179,13 @@ func (n *node) start() (stop func()) {
 	n.feed, n.registry = feed.New(), prometheus.NewRegistry()
 	n.enforcer, err = New(Options{
 		Feed: n.feed, Journal: journal, PodPokes: n.pokes, Flows: n.flows, Heart: noHeart{}, Log: log, Registerer: n.registry,
-		Pods:            n.attachments,
-		Dataplanes:      []Dataplane{{Name: "NFTables", Open: func() (Renderer, error) { return n.kernel, nil }}},
+		Pods: n.attachments,
+		Dataplanes: []Dataplane{
+			{Name: NFTables, Open: func() (Renderer, error) { return n.kernel, nil }},
+			{Name: IPTables, Open: func() (Renderer, error) { return n.other, n.otherErr }},
+		},
 		NodeAddresses:   func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.168.0.1")}, nil },
+		Choice:          n.chosen,
 		RefreshInterval: func() time.Duration { return time.Minute },
 		Changed:         func() {},
 	})
@@ -409,6 +428,49 @@ func TestNewSandbox(t *testing.T) {
 	}
 }
 
+// TestChangeOfDataplane: the new one is in force before the old one is gone, and one that fails changes nothing.
+func TestChangeOfDataplane(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.cluster()
+	n.put(watch.Pods, pod("server", "u1", "server", ""))
+	n.put(watch.NetworkPolicies, lets("friend", 1))
+	n.connect("hel1", "server", "u1", "10.244.0.5")
+	n.feed.MarkSynced()
+	if err := n.inForce(patience, "hel1"); err != nil {
+		t.Fatal(err)
+	}
+	if !n.other.deleted {
+		t.Error("what the other dataplane may have left is not swept")
+	}
+	n.mu.Lock()
+	n.choice = IPTables
+	n.otherErr = errors.New("there is no iptables on this node")
+	n.mu.Unlock()
+	n.put(watch.Pods, pod("client", "u-client", "other", "10.244.9.9"))
+	eventually(t, func() string {
+		if p := n.enforcer.Status().Problems; len(p) == 0 || !strings.Contains(p[0], "there is no iptables") {
+			return "no problem is told"
+		}
+		return ""
+	})
+	if n.kernel.deleted || n.kernel.allows("10.244.9.9", "10.244.0.5") {
+		t.Error("what was in force is not any more")
+	}
+	n.mu.Lock()
+	n.otherErr = nil
+	n.mu.Unlock()
+	eventually(t, func() string {
+		if s := n.enforcer.Status(); s.Dataplane != IPTables || len(s.Problems) > 0 {
+			return "dataplane " + s.Dataplane + strings.Join(s.Problems, " ")
+		}
+		return ""
+	})
+	if n.other.allows("10.244.9.9", "10.244.0.5") || !n.kernel.deleted {
+		t.Error("the new one is not in force, or the old one not gone")
+	}
+}
+
 func TestPoliciesAndMetrics(t *testing.T) {
 	n := newNode(t)
 	n.start()
@@ -439,6 +501,35 @@ heliograph_policy_rule_packets_total{direction="ingress",kind="NetworkPolicy",na
 	problems, err := testutil.GatherAndLint(n.registry)
 	if err != nil || len(problems) > 0 {
 		t.Errorf("lint: %v, %v", problems, err)
+	}
+}
+
+// TestLoggedPackets: what the kernel logs is told with the pod and the rule.
+func TestLoggedPackets(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.cluster()
+	n.put(watch.Pods, pod("server", "u1", "server", ""))
+	n.put(watch.NetworkPolicies, lets("friend", 1))
+	n.connect("hel1", "server", "u1", "10.244.0.5")
+	n.feed.MarkSynced()
+	if err := n.inForce(patience, "hel1"); err != nil {
+		t.Fatal(err)
+	}
+	cause := policy.TierCause(policy.DefaultTier, policy.Ingress)
+	n.enforcer.Heard(nflog.Packet{Prefix: "somebody else's"})
+	n.enforcer.Heard(nflog.Packet{
+		Prefix: policy.LogPrefix(policy.Deny, cause), Src: netip.MustParseAddr("10.244.9.9"), Dst: netip.MustParseAddr("10.244.0.5"), Protocol: 6, DstPort: 80,
+	})
+	for range 2 * keptDenied {
+		n.enforcer.Heard(nflog.Packet{Prefix: policy.LogPrefix(policy.Deny, cause), Dst: netip.MustParseAddr("10.244.0.5")})
+	}
+	got := n.enforcer.Logged()
+	if len(got) != keptDenied || got[0].Cause != cause || got[0].To != "ns/server" || got[0].Action != "Deny" {
+		t.Errorf("%d kept, the first %+v", len(got), got[0])
+	}
+	if c := testutil.ToFloat64(n.enforcer.metrics.logged.WithLabelValues("Deny")); c != 2*keptDenied+1 {
+		t.Errorf("%v counted", c)
 	}
 }
 

@@ -27,6 +27,7 @@ const (
 type metrics struct {
 	applySeconds, inForceSeconds prometheus.Histogram
 	errors, cut                  prometheus.Counter
+	logged                       *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -42,10 +43,14 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		applySeconds:   histogram("apply_duration_seconds", "Time from a change that the agent noticed until the kernel obeys it."),
 		inForceSeconds: histogram("in_force_duration_seconds", "Time from a policy's new generation that the agent noticed until it is in force for the node's pods."),
 		errors:         counter("apply_errors_total", "Failed attempts to put policy in force."),
-		cut:            counter("connections_cut_total", "Connections ended since a change of policy denies them."),
+		logged: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "heliograph_policy_logged_packets_total",
+			Help: "Packets that rules logged, by what they did with them. The kernel logs at most 10 a second for each rule.",
+		}, []string{"action"}),
+		cut: counter("connections_cut_total", "Connections ended since a change of policy denies them."),
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.applySeconds, m.inForceSeconds, m.errors, m.cut} {
+	for _, c := range []prometheus.Collector{m.applySeconds, m.inForceSeconds, m.errors, m.cut, m.logged} {
 		errs = append(errs, reg.Register(c))
 	}
 	return m, errors.Join(errs...)
@@ -90,8 +95,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	var refused int
 	var err error
 	asked := c.e.ask(ctx, func() {
-		counts, err = c.e.renderer.Counters(ctx)
-		refused = len(c.e.renderer.Refused())
+		counts, err = c.e.use.Counters(ctx)
+		refused = len(c.e.refused())
 	})
 	if err := errors.Join(asked, err); err != nil {
 		ch <- prometheus.NewInvalidMetric(packetsDesc, err)

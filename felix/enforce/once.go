@@ -5,6 +5,7 @@ package enforce
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -35,13 +36,30 @@ func (e *Enforcer) once(ctx context.Context) {
 		// Only a mistake of ours brings us here: the kernel follows the deltas all the same.
 		e.log.Error("a change of policy does not fit what was there", "error", err)
 	}
-	e.renderer.Update(delta)
-	err := e.renderer.Apply(ctx)
+	err := e.enforce(ctx, delta)
 	if ctx.Err() != nil {
 		return // what was cut off is no failure
 	}
 	e.settle(err, delta, start)
 	e.note(changes)
+}
+
+// enforce makes the kernel obey.
+func (e *Enforcer) enforce(ctx context.Context, delta policy.Delta) error {
+	if e.use != nil {
+		e.use.Update(delta)
+	}
+	changed := e.choose(ctx)
+	if e.use == nil {
+		return changed
+	}
+	if err := e.use.Apply(ctx); err != nil {
+		return err
+	}
+	if err := e.sweep(ctx); err != nil {
+		return err
+	}
+	return changed
 }
 
 // take hands a change to the compiler.
@@ -177,8 +195,12 @@ func (e *Enforcer) refreshForce() {
 	}
 	e.stale, e.closed = false, 0
 	e.force = make(map[string]standing, len(e.state.Endpoints))
+	e.byIP = make(map[netip.Addr]policy.EndpointID, 2*len(e.state.Endpoints))
 	for _, ep := range e.state.Endpoints {
 		e.force[ep.Device] = standing{unknown: ep.Unknown}
+		for _, ip := range ep.IPs {
+			e.byIP[ip] = ep.ID
+		}
 		if ep.Unknown {
 			e.closed++
 		}

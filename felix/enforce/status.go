@@ -38,8 +38,11 @@ func (e *Enforcer) Status() Status {
 // refreshStatus says whether the status changed. The lock is held.
 func (e *Enforcer) refreshStatus() bool {
 	s := Status{
-		Dataplane: e.opts.Dataplanes[0].Name, Endpoints: len(e.state.Endpoints), Policies: len(e.state.Policies), Sets: len(e.state.Sets),
+		Endpoints: len(e.state.Endpoints), Policies: len(e.state.Policies), Sets: len(e.state.Sets),
 		FromDisk: e.fromDisk && !e.opts.Feed.Synced(), Closed: e.closed, Problems: e.problems(),
+	}
+	if e.use != nil {
+		s.Dataplane = e.use.name
 	}
 	changed := s.Dataplane != e.status.Dataplane || s.Endpoints != e.status.Endpoints || s.Closed != e.status.Closed ||
 		s.Policies != e.status.Policies || s.Sets != e.status.Sets || s.FromDisk != e.status.FromDisk ||
@@ -53,7 +56,7 @@ func (e *Enforcer) problems() []string {
 	if e.lastErr != nil {
 		out = append(out, e.lastErr.Error())
 	}
-	refused := e.renderer.Refused()
+	refused := e.refused()
 	for _, id := range slices.SortedFunc(maps.Keys(refused), policy.PolicyID.Compare) {
 		if len(out) > maxProblems {
 			break
@@ -93,7 +96,7 @@ type RuleCount struct {
 func (e *Enforcer) Policies(ctx context.Context) (out []InForceSince, err error) {
 	asked := e.ask(ctx, func() {
 		var counts map[policy.RuleID]policy.Count
-		if counts, err = e.renderer.Counters(ctx); err == nil {
+		if counts, err = e.use.Counters(ctx); err == nil {
 			out = e.list(counts)
 		}
 	})
@@ -108,7 +111,7 @@ func (e *Enforcer) list(counts map[policy.RuleID]policy.Count) []InForceSince {
 	for id, c := range counts {
 		rules[id.Policy] = append(rules[id.Policy], RuleCount{Rule: id, Count: c})
 	}
-	refused := e.renderer.Refused()
+	refused := e.refused()
 	var out []InForceSince
 	for _, id := range slices.SortedFunc(maps.Keys(e.book.pages), policy.PolicyID.Compare) {
 		p := e.book.pages[id]

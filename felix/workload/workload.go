@@ -56,12 +56,14 @@ type Interfaces interface {
 	List() ([]podnet.Found, error)
 }
 
-// Hooks are what the agent's loop does for pods. All but Sync may be nil.
+// Hooks are what the rest of the agent does for pods. All but Sync and InForce may be nil.
 type Hooks struct {
-	// Sync returns nil once the kernel holds routes and policy for all that Manager.Attachments returned
+	// Sync returns nil once the kernel holds routes and filters for all that Manager.Attachments returned
 	// when Sync was called, as far as it concerns the pod with this device: what another pod's route
 	// fails with is no error. It must end when ctx does.
 	Sync func(ctx context.Context, device string) error
+	// InForce returns nil once the policy of the pod with this device is in force. It must end when ctx does.
+	InForce func(ctx context.Context, device string) error
 	// Poke says that Manager.Attachments changed, and returns at once.
 	Poke func()
 	// Ready says why this node cannot take new pods now, or nil. A *cni.Error passes through as it is,
@@ -115,7 +117,10 @@ func New(o Options) *Manager {
 
 func (h Hooks) complete() Hooks {
 	if h.Sync == nil {
-		h.Sync = func(context.Context, string) error { return errors.New("nobody programs routes and policy") }
+		h.Sync = func(context.Context, string) error { return errors.New("nobody programs routes") }
+	}
+	if h.InForce == nil {
+		h.InForce = func(context.Context, string) error { return errors.New("nobody enforces policy") }
 	}
 	if h.Poke == nil {
 		h.Poke = func() {}
@@ -170,11 +175,19 @@ func (m *Manager) Add(ctx context.Context, r cni.Request, podSocket *os.File) (c
 	m.hooks.Poke()
 	syncCtx, cancel := context.WithTimeout(ctx, m.syncTimeout)
 	defer cancel()
-	if err := m.hooks.Sync(syncCtx, allocated.Device); err != nil {
+	if err := m.inForce(syncCtx, allocated.Device); err != nil {
 		return cni.Response{}, m.rollback(r.Attachment, tryAgain("routes and policy of the pod are not in force", err))
 	}
 	m.log.Info("pod connected", "pod", r.Pod.Namespace+"/"+r.Pod.Name, "device", allocated.Device, "addresses", allocated.Addresses, "containerID", r.Attachment.ContainerID)
 	return response(ends, allocated), nil
+}
+
+// inForce waits for all that a pod needs before it may start.
+func (m *Manager) inForce(ctx context.Context, device string) error {
+	if err := m.hooks.Sync(ctx, device); err != nil {
+		return err
+	}
+	return m.hooks.InForce(ctx, device)
 }
 
 // connect makes the interface.
@@ -270,7 +283,7 @@ func (m *Manager) Check(ctx context.Context, r cni.Request, podSocket *os.File) 
 	}
 	syncCtx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	if err := m.hooks.Sync(syncCtx, allocated.Device); err != nil {
+	if err := m.inForce(syncCtx, allocated.Device); err != nil {
 		return checkFailed(fmt.Errorf("routes and policy of the pod are not in force: %w", err))
 	}
 	if err := m.interfaces.Check(podSocket, m.interfaceOf(r, allocated)); err != nil {

@@ -68,11 +68,12 @@ func (k *interfaces) List() (out []podnet.Found, err error) {
 // fixture is a Manager on a real store and a fake kernel, and what its hooks saw.
 type fixture struct {
 	*workload.Manager
-	store  *store.Store
-	kernel *interfaces
-	dir    string
-	seen   [][]ipam.Allocation // by each Sync
-	sync   func() error
+	store   *store.Store
+	kernel  *interfaces
+	dir     string
+	seen    [][]ipam.Allocation // by each Sync
+	sync    func() error
+	inForce error
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -92,7 +93,7 @@ func newFixture(t *testing.T) *fixture {
 		Hooks: workload.Hooks{Sync: func(context.Context, string) error {
 			f.seen = append(f.seen, f.Attachments())
 			return f.sync()
-		}},
+		}, InForce: func(context.Context, string) error { return f.inForce }},
 	})
 	return f
 }
@@ -155,6 +156,7 @@ func TestAddRollsBack(t *testing.T) {
 		spoil func(f *fixture)
 		want  uint
 	}{
+		{"policy is not in force", func(f *fixture) { f.inForce = errors.New("unknown pod") }, cni.CodeTryAgainLater},
 		{"loop fails", func(f *fixture) { f.sync = func() error { return errors.New("no") } }, cni.CodeTryAgainLater},
 		{"no block", func(f *fixture) { _ = f.store.SetBlocks(nil) }, cni.CodeNoAddress},
 	} {

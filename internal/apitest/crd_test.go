@@ -31,6 +31,7 @@ func TestKinds(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("create", func(t *testing.T) { testCreate(t, c) })
+	t.Run("policies", func(t *testing.T) { testPolicies(t, c) })
 	t.Run("update", func(t *testing.T) { testUpdate(t, c) })
 	t.Run("defaults", func(t *testing.T) { testDefaults(t, c) })
 	t.Run("samples", func(t *testing.T) { testSamples(t, c) })
@@ -56,7 +57,7 @@ func testManifests(t *testing.T, c client.Client) {
 			t.Errorf("%s %s: %v", u.GetKind(), u.GetName(), err)
 		}
 	}
-	if kinds["CustomResourceDefinition"] != 6 || kinds["Deployment"] != 1 || kinds["DaemonSet"] != 1 {
+	if kinds["CustomResourceDefinition"] != 11 || kinds["Deployment"] != 1 || kinds["DaemonSet"] != 1 {
 		t.Errorf("config/default has %v", kinds)
 	}
 }
@@ -173,6 +174,16 @@ func testCreate(t *testing.T, c client.Client) {
 		{"refresh", "FelixConfiguration", "default", "{routeRefreshInterval: 4s}", "routeRefreshInterval must be at least 5s"},
 		{"cooldown", "FelixConfiguration", "default", "{ipamCooldown: 2h}", "ipamCooldown must be 0s to 1h"},
 		{"no cooldown", "FelixConfiguration", "default", "{ipamCooldown: 0s}", ""},
+
+		{"first tier", "Tier", "", "{order: -5, defaultAction: Pass}", ""},
+		{"built in", "Tier", "default", "{order: 5}", "the tiers default, kube-admin and kube-baseline are there without an object"},
+		{"that allows", "Tier", "", "{defaultAction: Allow}", `supported values: "Deny", "Pass"`},
+		{"both families", "GlobalNetworkSet", "", "{nets: [10.0.0.0/8, 192.0.2.1, 'fd00::/8', '2001:db8::1']}", ""},
+		{"no network", "GlobalNetworkSet", "", "{nets: [10.0.0.0/33]}", "nets must be networks in CIDR notation, or addresses"},
+		{"nothing", "GlobalNetworkPolicy", "", "{}", ""},
+		{"tier of others", "GlobalNetworkPolicy", "", "{tier: kube-admin}", "kube-admin and kube-baseline are the tiers of ClusterNetworkPolicies"},
+		{"types", "GlobalNetworkPolicy", "", "{types: [Sideways]}", `supported values: "Ingress", "Egress"`},
+		{"enforcement", "GlobalNetworkPolicy", "", "{enforcement: Perhaps}", `supported values: "Enforce", "Audit"`},
 	} {
 		t.Run(tt.kind+"/"+tt.what, func(t *testing.T) {
 			name := tt.name
@@ -180,6 +191,71 @@ func testCreate(t *testing.T, c client.Client) {
 				name = "test"
 			}
 			u := object(t, tt.kind, name, tt.spec)
+			err := c.Create(t.Context(), u)
+			if !refused(err, tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+			if err == nil {
+				remove(t, c, u)
+			}
+		})
+	}
+}
+
+// Selectors that cannot be read are refused where they would decide whom a policy concerns, and so are
+// rules that no packet can match.
+func testPolicies(t *testing.T, c client.Client) {
+	const (
+		none   = "is no selector, such as: app == 'web'"
+		global = "global() stands in a namespaceSelector of a rule only"
+		icmp   = "icmp and notICMP need the protocol ICMP or ICMPv6"
+		ports  = "ports need a protocol that has ports"
+	)
+	for _, tt := range []struct{ spec, want string }{
+		{`{selector: ''}`, ""},
+		{`{selector: ' all() '}`, ""},
+		{`{selector: "a == 'b'"}`, ""},
+		{`{selector: 'a=="b"'}`, ""},
+		{`{selector: "a.b/c-d != '' && has(x) || !(y in {'1', \"2\"} && z not in{}) || (p starts with 'q') || r ends with 's' || t contains 'u'"}`, ""},
+		{`{selector: "((has(a)))"}`, ""},
+		{`{selector: "a = 'b'"}`, none},
+		{`{selector: "a == b"}`, none},
+		{`{selector: "a == 'b' has(c)"}`, none},
+		{`{selector: "a == 'b' &&"}`, none},
+		{`{selector: "(a == 'b'"}`, none},
+		{`{selector: "a in 'b'"}`, none},
+		{`{selector: "a startswith 'b'"}`, none},
+		{`{serviceAccountSelector: "a"}`, none},
+		{`{selector: "global()"}`, global},
+		{`{selector: "` + strings.Repeat("x", 1025) + `"}`, "may not be more than 1024"},
+		{`{ingress: [{}]}`, "spec.ingress[0].action: Required value"},
+		{`{ingress: [{action: Reject}]}`, `supported values: "Allow", "Deny", "Pass", "Log"`},
+		{`{ingress: [{action: Allow, ipVersion: 5}]}`, "supported values: \"4\", \"6\""},
+		{`{ingress: [{action: Allow, protocol: TCP, destination: {ports: [80, "8080:8090", http]}}]}`, ""},
+		{`{ingress: [{action: Allow, protocol: 132, source: {notPorts: [0, 65535]}}]}`, ""},
+		{`{ingress: [{action: Allow, protocol: tcp}]}`, "should match '^(TCP|UDP|"},
+		{`{ingress: [{action: Allow, protocol: TCP, destination: {ports: [65536]}}]}`, "a port is a number from 0 to 65535"},
+		{`{ingress: [{action: Allow, protocol: TCP, destination: {ports: [-1]}}]}`, "a port is a number from 0 to 65535"},
+		{`{ingress: [{action: Allow, protocol: TCP, destination: {ports: ["80-90"]}}]}`, ""},
+		{`{ingress: [{action: Allow, protocol: TCP, destination: {ports: ["80,90"]}}]}`, "ports[0]: Invalid value"},
+		{`{ingress: [{action: Allow, protocol: ICMP, destination: {ports: [80]}}]}`, ports},
+		{`{egress: [{action: Allow, destination: {notPorts: [80]}}]}`, ports},
+		{`{ingress: [{action: Allow, protocol: ICMP, icmp: {type: 8, code: 0}}]}`, ""},
+		{`{ingress: [{action: Allow, protocol: 58, notICMP: {type: 128}}]}`, ""},
+		{`{ingress: [{action: Allow, protocol: ICMP, icmp: {code: 0}}]}`, "an ICMP code needs a type"},
+		{`{ingress: [{action: Allow, icmp: {type: 8}}]}`, icmp},
+		{`{ingress: [{action: Allow, protocol: TCP, icmp: {type: 8}}]}`, icmp},
+		{`{ingress: [{action: Allow, protocol: ICMP, ipVersion: 6}]}`, "ICMP is of IPv4"},
+		{`{ingress: [{action: Allow, protocol: ICMPv6, ipVersion: 4}]}`, "ICMPv6 is of IPv6"},
+		{`{ingress: [{action: Allow, source: {nets: [10.0.0.0/8, "fd00::1"], notNets: ["::/0"]}}]}`, ""},
+		{`{ingress: [{action: Allow, source: {nets: [ten]}}]}`, "nets must be networks in CIDR notation, or addresses"},
+		{`{egress: [{action: Allow, destination: {services: {name: dns, namespace: kube-system}}}]}`, ""},
+		{`{egress: [{action: Allow, destination: {services: {namespace: kube-system}}}]}`, "name: Required value"},
+		{`{egress: [{action: Allow, destination: {services: {name: dns}, selector: "has(x)"}}]}`, "services exclude all other conditions on the same end"},
+	} {
+		t.Run(tt.spec, func(t *testing.T) {
+			u := object(t, "NetworkPolicy", "test", tt.spec)
+			u.SetNamespace("default")
 			err := c.Create(t.Context(), u)
 			if !refused(err, tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
@@ -268,7 +344,7 @@ func testSamples(t *testing.T, c client.Client) {
 			remove(t, c, u)
 		}
 	}
-	for _, kind := range []string{"IPPool", "BGPConfiguration", "BGPPeer", "FelixConfiguration"} {
+	for _, kind := range []string{"IPPool", "BGPConfiguration", "BGPPeer", "FelixConfiguration", "NetworkPolicy", "GlobalNetworkPolicy", "Tier", "NetworkSet", "GlobalNetworkSet"} {
 		if kinds[kind] == 0 {
 			t.Errorf("no sample of kind %s", kind)
 		}

@@ -42,9 +42,14 @@ var rules = []rule{
 		packages: []string{"policy", "policy/compile", "policy/eval", "policy/explain"},
 		forbid: []string{
 			"k8s.io/client-go", "sigs.k8s.io/controller-runtime", "github.com/vishvananda", "github.com/mdlayher", "github.com/google/nftables",
-			"github.com/osrg", module + "/api", module + "/felix", module + "/bgp", module + "/controllers",
+			"github.com/osrg", module + "/felix", module + "/bgp", module + "/controllers",
 		},
 		because: "what a policy means is decided without the kernel, the API server and the agent: renderers, the CLI and a relay use it too",
+	},
+	{
+		packages: []string{"policy", "policy/eval"},
+		forbid:   []string{module + "/api"},
+		because:  "the compiler reads our kinds, whose types are plain data as those of Kubernetes are; who has its result need not know them",
 	},
 	{
 		packages: []string{"policy", "policy/compile", "policy/eval", "policy/explain"},
@@ -54,12 +59,19 @@ var rules = []rule{
 	{
 		packages: []string{
 			"felix/link", "felix/address", "felix/neigh", "felix/nexthop", "felix/route", "felix/nft", "felix/sysctl",
-			"felix/conntrack", "felix/rule", "felix/capability", "felix/kernel", "felix/explain",
+			"felix/conntrack", "felix/rule", "felix/capability", "felix/kernel", "felix/explain", "felix/nftpolicy",
 		},
 		forbid: []string{
 			"k8s.io", "sigs.k8s.io", "github.com/osrg", module + "/api", module + "/bgp", module + "/felix/calc", module + "/felix/snapshot",
 		},
 		because: "a driver makes desired values true in one kernel subsystem; it knows nothing of the cluster",
+	},
+	{
+		packages: []string{"felix/policytest"},
+		forbid: []string{
+			"k8s.io", "sigs.k8s.io", "github.com/osrg", "github.com/google/nftables", module + "/api", module + "/bgp", module + "/policy/compile",
+		},
+		because: "it tests any renderer: it knows what a policy means and what packets are, not how one is rendered or where it comes from",
 	},
 	{
 		packages: []string{"felix/probe"},
@@ -157,7 +169,7 @@ func TestImports(t *testing.T) {
 
 // TestDriversAreStrangers keeps drivers from importing each other.
 func TestDriversAreStrangers(t *testing.T) {
-	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain"}
+	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "nftpolicy"}
 	for _, p := range list(t) {
 		for _, d := range drivers {
 			if p.ImportPath != module+"/felix/"+d {

@@ -4,25 +4,31 @@
 // an event costs what it touches, and Flush returns the difference that all events since the last
 // one make. The result follows from the present objects alone, in whatever order they came.
 //
-//	pod, namespace ─▶ which selections does it belong to now? (index) ─▶ join, leave ─▶ members of sets
+//	entity (pod, network ─▶ which selections does it belong to now? (index) ─▶ join, leave ─▶ members of sets
+//	  set, node, service),
+//	  namespace, account
 //	endpoint (ours) ─▶ the same for the subjects of policies ─▶ its chains; the first pod that a policy
 //	                   selects brings the policy and its sets into force, the last takes them out
+//	tier ─▶ the chains of all that its policies select
 //
-// A selection is a distinct pair of selectors, of namespaces and of pods. All that ask for the same pair
-// share it, and its sets. A node has the policies that select its own pods, the sets that those refer
-// to, and nothing else.
+// A selection is a distinct selector, of namespaces, labels and service accounts. All that ask for the
+// same share it, and its sets. A node has the policies that select its own pods, the sets that those
+// refer to, and nothing else.
 //
-// What cannot be read closes: a policy with a mistake selects its pods and allows nothing in the
-// direction of the mistake, and a pod of ours that the API does not know is denied everything.
+// What cannot be read closes. A policy of Kubernetes with a mistake selects its pods and allows nothing in
+// the direction of the mistake. Policies whose rules have an order may deny, so there a rule that cannot
+// be read denies all that reaches it. A pod of ours that the API does not know is denied everything.
 package compile
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -42,6 +48,8 @@ type Problem struct {
 	Policy policy.PolicyID
 	Field  string // "spec.ingress[0].from[1].ipBlock.cidr"
 	Reason string
+	// Missing says that the policy refers to what does not exist (yet): nothing is wrong with it by itself.
+	Missing bool
 }
 
 // String is one line for status and logs.
@@ -50,15 +58,19 @@ func (p Problem) String() string { return p.Policy.String() + ": " + p.Field + "
 // Compiler holds the objects and what follows from them. It keeps parts of the objects that it is
 // given, so they must not be changed afterwards. It is not safe for concurrent use.
 type Compiler struct {
-	pods       map[policy.EndpointID]*pod
+	entities   map[entityKey]*entity
 	namespaces map[string]*namespace
-	workloads  map[policy.EndpointID]*Workload
+	services   map[policy.EndpointID]struct{}
+	slices     map[policy.EndpointID]int // of how many slices there are endpoints of a service
+	workloads  map[policy.EndpointID]*workload
 	sources    map[policy.PolicyID]*source
+	tiers      map[string]tier // those that have an object
+	byTier     map[string]map[*source]struct{}
 
 	selections map[selectorKey]*selection
 	index      index
-	byLabel    map[label]map[*pod]struct{}
-	byIP       map[netip.Addr][]*pod
+	byLabel    map[label]map[*entity]struct{}
+	byPrefix   map[netip.Prefix][]*entity
 	sets       map[policy.SetID]*set
 	round      uint64
 
@@ -87,14 +99,18 @@ type inForce struct {
 // New returns a compiler that knows of nothing.
 func New() *Compiler {
 	return &Compiler{
-		pods:           map[policy.EndpointID]*pod{},
+		entities:       map[entityKey]*entity{},
 		namespaces:     map[string]*namespace{},
-		workloads:      map[policy.EndpointID]*Workload{},
+		services:       map[policy.EndpointID]struct{}{},
+		slices:         map[policy.EndpointID]int{},
+		workloads:      map[policy.EndpointID]*workload{},
 		sources:        map[policy.PolicyID]*source{},
+		tiers:          map[string]tier{},
+		byTier:         map[string]map[*source]struct{}{},
 		selections:     map[selectorKey]*selection{},
 		index:          index{},
-		byLabel:        map[label]map[*pod]struct{}{},
-		byIP:           map[netip.Addr][]*pod{},
+		byLabel:        map[label]map[*entity]struct{}{},
+		byPrefix:       map[netip.Prefix][]*entity{},
 		sets:           map[policy.SetID]*set{},
 		policies:       map[policy.PolicyID]inForce{},
 		endpoints:      map[policy.EndpointID]*policy.Endpoint{},
@@ -105,82 +121,95 @@ func New() *Compiler {
 	}
 }
 
-// SetPod adds or replaces a pod of any node. It reads name, namespace, UID, labels, hostNetwork, phase,
-// addresses and the ports of containers, so all else may be trimmed.
+// SetPod adds or replaces a pod of any node. It reads name, namespace, UID, labels, hostNetwork, the name
+// of the service account, phase, addresses and the ports of containers, so all else may be trimmed.
 func (c *Compiler) SetPod(obj *corev1.Pod) {
-	id := policy.EndpointID{Namespace: obj.Namespace, Name: obj.Name}
-	facts := readPod(obj)
-	p := c.pods[id]
-	switch {
-	case p == nil:
-		p = &pod{id: id, podFacts: facts}
-		c.pods[id] = p
-		c.introduce(p)
-	case !p.contributesLike(facts):
-		c.withdraw(p)
-		p.podFacts = facts
-		c.introduce(p)
-	case !equalLabels(p.labels, facts.labels):
-		c.relabel(p, facts.labels)
-	}
+	c.setEntity(podKey(policy.EndpointID{Namespace: obj.Namespace, Name: obj.Name}), readPod(obj))
 }
 
 // RemovePod removes a pod. Its endpoint, if it is ours, stays, closed, until RemoveWorkload.
 func (c *Compiler) RemovePod(id policy.EndpointID) {
-	p := c.pods[id]
-	if p == nil {
-		return
-	}
-	c.withdraw(p)
-	delete(c.pods, id)
+	c.removeEntity(podKey(id))
 	c.touchEndpoint(id)
 }
 
 // SetWorkload adds or replaces a pod of this node.
 func (c *Compiler) SetWorkload(w Workload) {
 	w.IPs = slices.Clone(w.IPs)
-	c.changeWorkload(w.ID, &w)
+	own := &workload{Workload: w}
+	for _, ip := range w.IPs {
+		own.prefixes = append(own.prefixes, host(ip))
+	}
+	c.changeWorkload(w.ID, own)
 }
 
 // RemoveWorkload removes a pod of this node.
 func (c *Compiler) RemoveWorkload(id policy.EndpointID) { c.changeWorkload(id, nil) }
 
-func (c *Compiler) changeWorkload(id policy.EndpointID, w *Workload) {
-	p := c.pods[id]
-	if p != nil {
-		c.withdraw(p)
+func (c *Compiler) changeWorkload(id policy.EndpointID, w *workload) {
+	e := c.entities[podKey(id)]
+	if e != nil {
+		c.withdraw(e)
 	}
 	if w == nil {
 		delete(c.workloads, id)
 	} else {
 		c.workloads[id] = w
 	}
-	if p != nil {
-		c.introduce(p)
+	if e != nil {
+		c.introduce(e)
 	}
 	c.touchEndpoint(id)
 }
 
 // SetNamespace adds or replaces a namespace. It reads name and labels.
 func (c *Compiler) SetNamespace(obj *corev1.Namespace) {
-	c.changeNamespace(obj.Name, namespaceLabels(obj.Name, obj.Labels), true)
+	c.changeNamespace(obj.Name, withName(obj.Name, obj.Labels), true)
 }
 
 // RemoveNamespace removes a namespace. Until its pods are gone too, they are in it by name only.
 func (c *Compiler) RemoveNamespace(name string) {
-	c.changeNamespace(name, namespaceLabels(name, nil), false)
+	c.changeNamespace(name, withName(name, nil), false)
 }
 
 func (c *Compiler) changeNamespace(name string, labels map[string]string, known bool) {
 	n := c.namespace(name)
 	if n.known != known || !equalLabels(n.labels, labels) {
 		n.known, n.labels = known, labels
-		for p := range n.pods {
-			c.reselect(p)
+		for e := range n.entities {
+			c.reselect(e)
 		}
 	}
 	c.dropIfUnused(n)
 }
+
+// SetServiceAccount adds or replaces a service account. It reads name, namespace and labels.
+func (c *Compiler) SetServiceAccount(obj *corev1.ServiceAccount) {
+	c.changeAccount(obj.Namespace, obj.Name, withName(obj.Name, obj.Labels), true)
+}
+
+// RemoveServiceAccount removes a service account. Pods that still run as it do so by name only.
+func (c *Compiler) RemoveServiceAccount(namespace, name string) {
+	c.changeAccount(namespace, name, withName(name, nil), false)
+}
+
+// SetNetworkSet adds or replaces networks that the policies of a namespace select by labels.
+func (c *Compiler) SetNetworkSet(obj *v1alpha1.NetworkSet) {
+	c.setEntity(entityKey{networkSets, policy.EndpointID{Namespace: obj.Namespace, Name: obj.Name}}, readNetworkSet(obj.Labels, &obj.Spec))
+}
+
+// RemoveNetworkSet removes a network set.
+func (c *Compiler) RemoveNetworkSet(namespace, name string) {
+	c.removeEntity(entityKey{networkSets, policy.EndpointID{Namespace: namespace, Name: name}})
+}
+
+// SetGlobalNetworkSet adds or replaces networks that are in no namespace.
+func (c *Compiler) SetGlobalNetworkSet(obj *v1alpha1.GlobalNetworkSet) {
+	c.setEntity(entityKey{networkSets, policy.EndpointID{Name: obj.Name}}, readNetworkSet(obj.Labels, &obj.Spec))
+}
+
+// RemoveGlobalNetworkSet removes a global network set.
+func (c *Compiler) RemoveGlobalNetworkSet(name string) { c.RemoveNetworkSet("", name) }
 
 // SetNetworkPolicy adds or replaces a policy of Kubernetes.
 func (c *Compiler) SetNetworkPolicy(obj *networkingv1.NetworkPolicy) {
@@ -192,10 +221,36 @@ func (c *Compiler) RemoveNetworkPolicy(namespace, name string) {
 	c.removeSource(policy.PolicyID{Kind: policy.NetworkPolicy, Namespace: namespace, Name: name})
 }
 
+// SetPolicy adds or replaces a policy of a namespace, in our language.
+func (c *Compiler) SetPolicy(obj *v1alpha1.NetworkPolicy) {
+	id := policy.PolicyID{Kind: policy.HeliographNetworkPolicy, Namespace: obj.Namespace, Name: obj.Name}
+	c.setSource(translateOrdered(id, &obj.Spec, ""))
+}
+
+// RemovePolicy removes a policy of a namespace, in our language.
+func (c *Compiler) RemovePolicy(namespace, name string) {
+	c.removeSource(policy.PolicyID{Kind: policy.HeliographNetworkPolicy, Namespace: namespace, Name: name})
+}
+
+// SetGlobalPolicy adds or replaces a policy of the cluster, in our language.
+func (c *Compiler) SetGlobalPolicy(obj *v1alpha1.GlobalNetworkPolicy) {
+	id := policy.PolicyID{Kind: policy.GlobalNetworkPolicy, Name: obj.Name}
+	c.setSource(translateOrdered(id, &obj.Spec.PolicySpec, obj.Spec.NamespaceSelector))
+}
+
+// RemoveGlobalPolicy removes a policy of the cluster, in our language.
+func (c *Compiler) RemoveGlobalPolicy(name string) {
+	c.removeSource(policy.PolicyID{Kind: policy.GlobalNetworkPolicy, Name: name})
+}
+
 func (c *Compiler) setSource(t translation) {
 	old := c.sources[t.policy.ID]
 	s := &source{translation: t, subject: c.selection(t.subject)}
 	s.subject.sources[s] = struct{}{}
+	if c.byTier[s.tier] == nil {
+		c.byTier[s.tier] = map[*source]struct{}{}
+	}
+	c.byTier[s.tier][s] = struct{}{}
 	c.sources[t.policy.ID] = s
 	c.touchSource(s)
 	if old != nil {
@@ -212,6 +267,10 @@ func (c *Compiler) removeSource(id policy.PolicyID) {
 
 func (c *Compiler) detach(s *source) {
 	delete(s.subject.sources, s)
+	delete(c.byTier[s.tier], s)
+	if len(c.byTier[s.tier]) == 0 {
+		delete(c.byTier, s.tier)
+	}
 	c.touchSource(s)
 	c.dropIfIdle(s.subject)
 }
@@ -219,8 +278,12 @@ func (c *Compiler) detach(s *source) {
 // touchSource has the next Flush look at a policy and at all that it selects.
 func (c *Compiler) touchSource(s *source) {
 	c.dirtyPolicies[s.policy.ID] = struct{}{}
-	for p := range s.subject.members {
-		c.touchEndpoint(p.id)
+	c.touchSubject(s)
+}
+
+func (c *Compiler) touchSubject(s *source) {
+	for e := range s.subject.members {
+		c.touchEndpoint(e.key.EndpointID)
 	}
 }
 
@@ -231,7 +294,28 @@ func (c *Compiler) Problems() []Problem {
 	var all []Problem
 	for _, s := range c.sources {
 		all = append(all, s.problems...)
+		all = append(all, c.missing(s)...)
 	}
 	slices.SortStableFunc(all, func(a, b Problem) int { return a.Policy.Compare(b.Policy) })
 	return all
+}
+
+// missing is what a policy refers to in vain.
+func (c *Compiler) missing(s *source) []Problem {
+	var list []Problem
+	if c.tierOf(s.tier).rank == missingTier {
+		list = append(list, Problem{
+			Policy: s.policy.ID, Field: "spec.tier", Missing: true,
+			Reason: fmt.Sprintf("there is no Tier %q; until there is, everything is denied", s.tier),
+		})
+	}
+	for _, r := range s.services {
+		if _, known := c.services[r.id]; !known && c.slices[r.id] == 0 {
+			list = append(list, Problem{
+				Policy: s.policy.ID, Field: r.field, Missing: true,
+				Reason: fmt.Sprintf("there is no Service %s; until there is, the rule matches nothing", r.id),
+			})
+		}
+	}
+	return list
 }

@@ -229,7 +229,7 @@ func TestRelabelTouchesFew(t *testing.T) {
 			c := cl.compile()
 			c.Flush()
 			tried := 0
-			c.index.each(c.pods[cl.workloads[0].ID], func(*selection) { tried++ })
+			c.index.each(c.entities[podKey(cl.workloads[0].ID)], func(*selection) { tried++ })
 			if tried > 10 {
 				t.Errorf("%s, %d policies: %d of %d selections are tried for one pod", shape, n, tried, len(c.selections))
 			}

@@ -4,11 +4,11 @@ package compile
 
 import "github.com/heliograph-dev/heliograph/labels"
 
-// label of a pod.
+// label of an entity, or of what it belongs to.
 type label struct{ key, value string }
 
-// bucket is a trait of pods. Every selection stands in the buckets of one trait that all of its pods
-// have, so that of 10,000 selections only those few are tried whose trait a pod has.
+// bucket is a trait of entities. Every selection stands in the buckets of one trait that all of its
+// entities have, so that of 10,000 selections only those few are tried whose trait an entity has.
 type bucket struct {
 	own       bool
 	namespace string // by name; empty: any
@@ -19,9 +19,11 @@ type bucket struct {
 type scope uint8
 
 const (
-	anyPod scope = iota
-	podLabel
-	podKey
+	anyEntity scope = iota
+	ownLabel
+	ownKey
+	accountLabel
+	accountKey
 	namespaceLabel
 	namespaceKey
 )
@@ -47,8 +49,8 @@ func (x index) remove(s *selection) {
 	}
 }
 
-// choose returns the buckets of the trait that the fewest other selections stand for. A pod has at most
-// one of them.
+// choose returns the buckets of the trait that the fewest other selections stand for. An entity has at
+// most one of them.
 func (x index) choose(s selector) []bucket {
 	names := namesOf(s.namespaces)
 	if names == nil {
@@ -71,17 +73,32 @@ func (x index) choose(s selector) []bucket {
 		}
 	}
 	// At equal load the more telling trait comes first.
-	eachRequirement(s.pods, true, func(l []label) { try(podLabel, l) })
-	eachRequirement(s.namespaces, true, func(l []label) { try(namespaceLabel, l) })
-	eachRequirement(s.pods, false, func(l []label) { try(podKey, l) })
-	eachRequirement(s.namespaces, false, func(l []label) { try(namespaceKey, l) })
-	try(anyPod, []label{{}})
+	for _, values := range []bool{true, false} {
+		eachRequirement(s.labels, values, func(l []label) { try(pickScope(values, ownLabel, ownKey), l) })
+		if s.byAccount {
+			eachRequirement(s.accounts, values, func(l []label) { try(pickScope(values, accountLabel, accountKey), l) })
+		}
+		eachRequirement(s.namespaces, values, func(l []label) {
+			// The name is in every bucket.
+			if l[0].key != nameLabel {
+				try(pickScope(values, namespaceLabel, namespaceKey), l)
+			}
+		})
+	}
+	try(anyEntity, []label{{}})
 	return best
+}
+
+func pickScope(values bool, withValue, withKey scope) scope {
+	if values {
+		return withValue
+	}
+	return withKey
 }
 
 func eachRequirement(s labels.Selector, values bool, f func([]label)) {
 	for _, r := range s.Requirements() {
-		if r.Key == nameLabel || (r.Values != nil) != values {
+		if (r.Values != nil) != values {
 			continue
 		}
 		list := []label{{key: r.Key}}
@@ -95,29 +112,37 @@ func eachRequirement(s labels.Selector, values bool, f func([]label)) {
 	}
 }
 
-// each visits the selections that may select the pod, each once.
-func (x index) each(p *pod, visit func(*selection)) {
-	x.eachOf(p, false, visit)
-	if p.workload != nil {
-		x.eachOf(p, true, visit)
+// each visits the selections that may select the entity, each once.
+func (x index) each(e *entity, visit func(*selection)) {
+	x.eachOf(e, false, visit)
+	if e.workload != nil {
+		x.eachOf(e, true, visit)
 	}
 }
 
-func (x index) eachOf(p *pod, own bool, visit func(*selection)) {
-	for _, name := range []string{p.namespace.name, ""} {
-		at := func(of scope, l label) {
-			for s := range x[bucket{own: own, namespace: name, scope: of, label: l}] {
-				visit(s)
-			}
+func (x index) eachOf(e *entity, own bool, visit func(*selection)) {
+	x.eachIn(e, own, "", visit)
+	if e.namespace.name != "" {
+		x.eachIn(e, own, e.namespace.name, visit)
+	}
+}
+
+func (x index) eachIn(e *entity, own bool, namespace string, visit func(*selection)) {
+	at := func(of scope, l label) {
+		for s := range x[bucket{own: own, namespace: namespace, scope: of, label: l}] {
+			visit(s)
 		}
-		at(anyPod, label{})
-		for k, v := range p.labels {
-			at(podLabel, label{k, v})
-			at(podKey, label{key: k})
+	}
+	all := func(labels map[string]string, withValue, withKey scope) {
+		for k, v := range labels {
+			at(withValue, label{k, v})
+			at(withKey, label{key: k})
 		}
-		for k, v := range p.namespace.labels {
-			at(namespaceLabel, label{k, v})
-			at(namespaceKey, label{key: k})
-		}
+	}
+	at(anyEntity, label{})
+	all(e.labels, ownLabel, ownKey)
+	all(e.namespace.labels, namespaceLabel, namespaceKey)
+	if e.account != nil {
+		all(e.account.labels, accountLabel, accountKey)
 	}
 }

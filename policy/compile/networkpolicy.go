@@ -41,10 +41,19 @@ func protocolOf(p corev1.Protocol) (policy.Protocol, bool) {
 // translation is a policy by itself: it does not depend on any other object.
 type translation struct {
 	policy   *policy.Policy
+	tier     string
+	order    int64
 	subject  selector
 	applies  [2]bool // by policy.Direction
 	sets     map[policy.SetID]setSpec
+	services []serviceRef
 	problems []Problem
+}
+
+// serviceRef is where a policy names a service.
+type serviceRef struct {
+	id    policy.EndpointID
+	field string
 }
 
 // translate reads a NetworkPolicy. A mistake in a direction leaves that direction without rules, so
@@ -53,10 +62,10 @@ func translate(obj *networkingv1.NetworkPolicy) translation {
 	id := policy.PolicyID{Kind: policy.NetworkPolicy, Namespace: obj.Namespace, Name: obj.Name}
 	spec := field.NewPath("spec")
 	r := &reader{id: id, home: labels.In(nameLabel, obj.Namespace)}
-	pods := r.selector(&obj.Spec.PodSelector, spec.Child("podSelector"))
+	selected := r.selector(&obj.Spec.PodSelector, spec.Child("podSelector"))
 	t := translation{
-		policy: &policy.Policy{ID: id}, subject: selector{namespaces: r.home, pods: pods, own: true},
-		sets: map[policy.SetID]setSpec{},
+		policy: &policy.Policy{ID: id}, tier: policy.DefaultTier, order: networkPolicyOrder,
+		subject: selector{kinds: pods, namespaces: r.home, labels: selected, own: true}, sets: map[policy.SetID]setSpec{},
 	}
 	t.applies = r.directions(&obj.Spec, spec.Child("policyTypes"))
 	r.subject = t.subject
@@ -69,23 +78,23 @@ func translate(obj *networkingv1.NetworkPolicy) translation {
 		t.policy.Egress = r.egress(obj.Spec.Egress, spec.Child("egress"))
 		t.keep(r, policy.Egress, len(common) > 0)
 	}
-	for _, e := range common {
-		t.problems = append(t.problems, Problem{Policy: id, Field: e.Field, Reason: e.ErrorBody()})
-	}
+	t.note(common)
 	return t
+}
+
+func (t *translation) note(errs field.ErrorList) {
+	for _, e := range errs {
+		t.problems = append(t.problems, Problem{Policy: t.policy.ID, Field: e.Field, Reason: e.ErrorBody()})
+	}
 }
 
 // keep takes over what the reader found in a direction, unless there are mistakes.
 func (t *translation) keep(r *reader, d policy.Direction, broken bool) {
 	sets := r.sets // before take clears them
 	errs := r.take()
-	for _, e := range errs {
-		t.problems = append(t.problems, Problem{Policy: t.policy.ID, Field: e.Field, Reason: e.ErrorBody()})
-	}
+	t.note(errs)
 	if !broken && len(errs) == 0 {
-		for id, s := range sets {
-			t.sets[id] = s
-		}
+		maps.Copy(t.sets, sets)
 		return
 	}
 	if d == policy.Egress {
@@ -98,16 +107,18 @@ func (t *translation) keep(r *reader, d policy.Direction, broken bool) {
 // reader reads the parts of one policy, and collects mistakes and the sets that are needed.
 type reader struct {
 	id      policy.PolicyID
-	home    labels.Selector // the policy's own namespace
+	home    labels.Selector // the policy's own namespace; of a policy of the cluster, all
 	subject selector
 	sets    map[policy.SetID]setSpec
 	errs    field.ErrorList
+	// services that are named, in our own language.
+	services []serviceRef
 }
 
 // take returns the mistakes so far, and starts anew.
 func (r *reader) take() field.ErrorList {
 	errs := r.errs
-	r.errs, r.sets = nil, map[policy.SetID]setSpec{}
+	r.errs, r.sets, r.services = nil, map[policy.SetID]setSpec{}, nil
 	return errs
 }
 
@@ -192,12 +203,12 @@ func (r *reader) peers(peers []networkingv1.NetworkPolicyPeer, path *field.Path)
 }
 
 func (r *reader) peer(p *networkingv1.NetworkPolicyPeer, path *field.Path) selector {
-	s := selector{namespaces: r.home}
+	s := selector{kinds: pods, namespaces: r.home}
 	if p.NamespaceSelector != nil {
 		s.namespaces = r.selector(p.NamespaceSelector, path.Child("namespaceSelector"))
 	}
 	if p.PodSelector != nil {
-		s.pods = r.selector(p.PodSelector, path.Child("podSelector"))
+		s.labels = r.selector(p.PodSelector, path.Child("podSelector"))
 	}
 	return s
 }
@@ -208,14 +219,14 @@ func (r *reader) owners(peers []networkingv1.NetworkPolicyPeer) []selector {
 	var list []selector
 	for i := range peers {
 		if peers[i].IPBlock != nil {
-			return []selector{{}}
+			return []selector{{kinds: pods}}
 		}
 		// Mistakes in it were noted where the peers were read.
 		quiet := &reader{home: r.home}
 		list = append(list, quiet.peer(&peers[i], nil))
 	}
 	if len(list) == 0 {
-		return []selector{{}}
+		return []selector{{kinds: pods}}
 	}
 	return list
 }
@@ -265,7 +276,7 @@ func (r *reader) port(to *policy.Ports, p *networkingv1.NetworkPolicyPort, path 
 			return
 		}
 		for _, o := range owners {
-			to.Named = append(to.Named, r.set(setSpec{selector: o, port: p.Port.StrVal, protocol: protocol}))
+			to.Named = append(to.Named, r.set(setSpec{selector: o, withPorts: true, port: p.Port.StrVal, protocol: protocol}))
 		}
 	case p.Port.IntVal < 1 || p.Port.IntVal > 65535:
 		r.invalid(path.Child("port"), p.Port.IntVal, "is not between 1 and 65535")

@@ -25,12 +25,14 @@ type world struct {
 	namespaces map[string]*corev1.Namespace
 	policies   map[policy.PolicyID]*networkingv1.NetworkPolicy
 	workloads  map[policy.EndpointID]Workload
+	ours       ourWorld
 }
 
 func newWorld(seed uint64) *world {
 	return &world{
 		Rand: rand.New(rand.NewPCG(seed, 0)), pods: map[policy.EndpointID]*corev1.Pod{}, namespaces: map[string]*corev1.Namespace{},
 		policies: map[policy.PolicyID]*networkingv1.NetworkPolicy{}, workloads: map[policy.EndpointID]Workload{},
+		ours: newOurWorld(),
 	}
 }
 
@@ -122,6 +124,7 @@ func (w *world) pod(id policy.EndpointID) *corev1.Pod {
 	}
 	p.Status.Phase = pick(w, corev1.PodRunning, corev1.PodRunning, corev1.PodRunning, corev1.PodSucceeded)
 	p.Spec.HostNetwork = w.IntN(10) == 0
+	p.Spec.ServiceAccountName = pick(w, "", "client", "server")
 	for range w.IntN(3) {
 		p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Ports: []corev1.ContainerPort{
 			{Name: pick(w, "http", "dns"), ContainerPort: pick[int32](w, 80, 8080), Protocol: pick(w, corev1.ProtocolTCP, corev1.ProtocolUDP, "")},
@@ -132,6 +135,10 @@ func (w *world) pod(id policy.EndpointID) *corev1.Pod {
 
 // step changes one object, in the world and in the compiler.
 func (w *world) step(c *Compiler) {
+	if w.IntN(2) == 0 {
+		w.stepOurs(c)
+		return
+	}
 	namespace := pick(w, "ns0", "ns1", "ns2")
 	id := policy.EndpointID{Namespace: namespace, Name: fmt.Sprintf("pod%d", w.IntN(5))}
 	switch w.IntN(12) {
@@ -188,6 +195,7 @@ func (w *world) scratch() *Compiler {
 	for _, n := range w.namespaces {
 		c.SetNamespace(n)
 	}
+	w.ours.compile(c)
 	return c
 }
 
@@ -240,6 +248,7 @@ func checkNoLeak(t *testing.T, seed uint64, w *world, c *Compiler, state *policy
 	for _, p := range w.policies {
 		c.RemoveNetworkPolicy(p.Namespace, p.Name)
 	}
+	w.ours.remove(c)
 	for id := range w.pods {
 		c.RemovePod(id)
 	}
@@ -253,8 +262,9 @@ func checkNoLeak(t *testing.T, seed uint64, w *world, c *Compiler, state *policy
 	if diff := cmp.Diff(policy.NewState(), state, comparers()); diff != "" {
 		t.Fatalf("seed %d: left in the state (-want +got):\n%s", seed, diff)
 	}
-	left := len(c.pods) + len(c.namespaces) + len(c.workloads) + len(c.sources) + len(c.selections) + len(c.index) + len(c.byLabel) +
-		len(c.byIP) + len(c.sets) + len(c.policies) + len(c.endpoints) + len(c.idle)
+	left := len(c.entities) + len(c.namespaces) + len(c.workloads) + len(c.sources) + len(c.selections) + len(c.index) + len(c.byLabel) +
+		len(c.byPrefix) + len(c.sets) + len(c.policies) + len(c.endpoints) + len(c.idle) +
+		len(c.tiers) + len(c.byTier) + len(c.services) + len(c.slices)
 	if left > 0 {
 		t.Fatalf("seed %d: the compiler keeps %d things", seed, left)
 	}

@@ -4,34 +4,42 @@ package compile
 
 import (
 	"maps"
-	"net/netip"
 	"slices"
 
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
-// setSpec is what a policy wants a set of: addresses of pods, or their ports of a name.
+// setSpec is what a policy wants a set of: addresses, or these with ports.
 type setSpec struct {
 	selector
-	port     string // empty: addresses
-	protocol policy.Protocol
+	withPorts bool
+	port      string          // of that name; empty: every port
+	protocol  policy.Protocol // of that protocol; AnyProtocol: any
 }
 
 func (s setSpec) id() policy.SetID {
-	if s.port == "" {
+	switch {
+	case !s.withPorts:
 		return policy.SetID(s.selector.String())
+	case s.port == "":
+		return policy.SetID("ports of " + s.selector.String())
 	}
 	return policy.SetID("port " + s.port + "/" + s.protocol.String() + " of " + s.selector.String())
 }
 
 func (s setSpec) kind() policy.SetKind {
-	if s.port == "" {
-		return policy.AddressSet
+	if s.withPorts {
+		return policy.AddressPortSet
 	}
-	return policy.AddressPortSet
+	return policy.AddressSet
 }
 
-// set is a set that a policy in force refers to. Its members are not stored: they follow from the pods
+// wants says whether the port of an entity belongs to the set.
+func (s setSpec) wants(p namedPort) bool {
+	return (s.port == "" || s.port == p.name) && (s.protocol == policy.AnyProtocol || s.protocol == p.protocol)
+}
+
+// set is a set that a policy in force refers to. Its members are not stored: they follow from the entities
 // of the selection.
 type set struct {
 	setSpec
@@ -71,14 +79,14 @@ func (c *Compiler) drop(t *set) {
 	c.dropIfIdle(s)
 }
 
-// change notes what a pod brings to a set, or takes from it. What another pod brings as well stays:
+// change notes what an entity brings to a set, or takes from it. What another brings as well stays:
 // the next user of an address may be known before the last one is gone.
-func (c *Compiler) change(t *set, p *pod, by int) {
+func (c *Compiler) change(t *set, e *entity, by int) {
 	if !t.announced {
 		return
 	}
-	t.each(p, func(m policy.Member) {
-		if c.held(t, m, p) {
+	t.each(e, func(m policy.Member) {
+		if c.held(t, m, e) {
 			return
 		}
 		if t.pending[m] += by; t.pending[m] == 0 {
@@ -88,16 +96,16 @@ func (c *Compiler) change(t *set, p *pod, by int) {
 	})
 }
 
-// each visits what a pod brings to the set.
-func (t *set) each(p *pod, visit func(policy.Member)) {
-	for _, ip := range p.addresses() {
-		m := policy.Member{Prefix: netip.PrefixFrom(ip, ip.BitLen())}
-		if t.port == "" {
+// each visits what an entity brings to the set, each once.
+func (t *set) each(e *entity, visit func(policy.Member)) {
+	for _, p := range e.addresses() {
+		m := policy.Member{Prefix: p}
+		if !t.withPorts {
 			visit(m)
 			continue
 		}
-		for _, n := range p.ports {
-			if n.name == t.port && n.protocol == t.protocol {
+		for _, n := range e.ports {
+			if t.wants(n) {
 				m.Protocol, m.Port = n.protocol, n.port
 				visit(m)
 			}
@@ -105,13 +113,15 @@ func (t *set) each(p *pod, visit func(policy.Member)) {
 	}
 }
 
-// held says whether a pod other than p brings the member.
-func (c *Compiler) held(t *set, m policy.Member, p *pod) bool {
-	for _, q := range c.byIP[m.Prefix.Addr()] {
-		if _, in := t.selection.members[q]; !in || q == p {
+// held says whether an entity other than e brings the member.
+func (c *Compiler) held(t *set, m policy.Member, e *entity) bool {
+	for _, other := range c.byPrefix[m.Prefix] {
+		if _, in := t.selection.members[other]; !in || other == e {
 			continue
 		}
-		if t.port == "" || slices.Contains(q.ports, namedPort{t.port, m.Protocol, m.Port}) {
+		if !t.withPorts || slices.ContainsFunc(other.ports, func(n namedPort) bool {
+			return t.wants(n) && n.protocol == m.Protocol && n.port == m.Port
+		}) {
 			return true
 		}
 	}
@@ -148,8 +158,8 @@ func (c *Compiler) flushSet(t *set) (policy.SetChange, bool) {
 
 func (t *set) members() []policy.Member {
 	list := make([]policy.Member, 0, len(t.selection.members))
-	for p := range t.selection.members {
-		t.each(p, func(m policy.Member) { list = append(list, m) })
+	for e := range t.selection.members {
+		t.each(e, func(m policy.Member) { list = append(list, m) })
 	}
 	slices.SortFunc(list, policy.Member.Compare)
 	return slices.Compact(list)

@@ -121,10 +121,11 @@ func TestWithoutAPIServer(t *testing.T) {
 	a, b := twoPods(t)
 	wantAgentsReady(t)
 	pings := pingBothWays(t, a, b, 4*time.Minute)
+	byHand := podForPlugin(t)
 	lab(t, "exec", "control", "pkill", "-9", "-x", "kube-apiserver")
 	t.Cleanup(func() { lab(t, "up"); wantAgentsReady(t) })
 	away := time.Now()
-	callPlugin(t)
+	callPlugin(t, byHand)
 	killAgent(t, "node1", "true")
 	eventually(t, time.Minute, func() error {
 		out, err := try("exec", "node1", "curl", "-sS", "-m", "2", "http://127.0.0.1:9810/metrics")
@@ -133,7 +134,7 @@ func TestWithoutAPIServer(t *testing.T) {
 		}
 		return err
 	})
-	callPlugin(t)
+	callPlugin(t, byHand)
 	time.Sleep(time.Until(away.Add(time.Minute))) // the length of the outage is the test's subject
 	if _, err := try("kubectl", "get", "--raw", "/readyz"); err == nil {
 		t.Error("the API server answers: the test tested nothing")
@@ -143,12 +144,28 @@ func TestWithoutAPIServer(t *testing.T) {
 	wantNoneLost(t, pings)
 }
 
-// callPlugin adds a pod on node1 by hand, reaches it, and deletes it.
-func callPlugin(t *testing.T) {
+// podForPlugin makes a Pod that no node gets: the agents know it, as they know any pod that kubelet
+// starts anew, and its policy can be in force.
+func podForPlugin(t *testing.T) (uid string) {
+	t.Helper()
+	apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: by-hand, namespace: %s}
+spec:
+  schedulerName: nobody
+  containers: [{name: none, image: registry.k8s.io/pause:3.10}]
+`, namespace))
+	return kubectl(t, "-n", namespace, "get", "pod", "by-hand", "-o", "jsonpath={.metadata.uid}")
+}
+
+// callPlugin adds this pod on node1 by hand, reaches it, and deletes it.
+func callPlugin(t *testing.T, uid string) {
 	t.Helper()
 	script := `set -e
 	ip netns add e2e; trap 'ip netns del e2e' EXIT
 	export CNI_CONTAINERID=e2e-by-hand CNI_NETNS=/run/netns/e2e CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin
+	export CNI_ARGS="IgnoreUnknown=1;K8S_POD_NAMESPACE=` + namespace + `;K8S_POD_NAME=by-hand;K8S_POD_UID=` + uid + `"
 	conf='{"cniVersion":"1.1.0","name":"heliograph","type":"heliograph"}'
 	echo "$conf" | CNI_COMMAND=ADD /opt/cni/bin/heliograph
 	for a in $(ip -n e2e -o addr show dev eth0 scope global | awk '{print $4}'); do ping -n -c 1 -W 2 ${a%/*} >/dev/null; done

@@ -69,7 +69,7 @@ func startAgent(ctx context.Context, dir string) (*agent, error) {
 	a := &agent{dir: dir, routes: route.New(route.NewKernel(conn, 0), log), rules: nft.New(tables, log)}
 	a.manager = workload.New(workload.Options{
 		Store: addresses, Interfaces: interfaces, StateDir: dir, Log: log,
-		Hooks: workload.Hooks{Sync: func(ctx context.Context, _ string) error { return a.sync(ctx) }, Poke: func() { go func() { _ = a.sync(ctx) }() }},
+		Hooks: workload.Hooks{InForce: func(context.Context, string) error { return nil }, Sync: func(ctx context.Context, _ string) error { return a.sync(ctx) }, Poke: func() { go func() { _ = a.sync(ctx) }() }},
 	})
 	server, err := localapi.New(a.manager, a.socket(), log, prometheus.NewRegistry())
 	if err != nil {

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nftpolicy
+
+import (
+	"maps"
+	"slices"
+	"strings"
+)
+
+// objects is what should be in the kernel's table, and how what is differs. A chain or set is there for as
+// long as somebody refers to it.
+type objects struct {
+	chains  map[string]*chainObject
+	sets    map[string]*setObject
+	doomed  map[string]*setObject // in the kernel, and not wanted any more
+	touched struct {
+		chains map[string]struct{}
+		sets   map[string]struct{}
+	}
+	// confused: a set was dropped and is wanted again, but with what it holds in the kernel nobody
+	// has kept up. Only a replacement of the whole table is right then.
+	confused bool
+}
+
+type chainObject struct {
+	refs       int
+	want, have *Chain
+}
+
+func newObjects() *objects {
+	o := &objects{chains: map[string]*chainObject{}, sets: map[string]*setObject{}, doomed: map[string]*setObject{}}
+	o.touched.chains, o.touched.sets = map[string]struct{}{}, map[string]struct{}{}
+	return o
+}
+
+// acquire makes what a unit needs wanted, once more.
+func (o *objects) acquire(r *rendering) {
+	for i := range r.chains {
+		o.acquireChain(&r.chains[i])
+	}
+	for _, c := range r.constants {
+		o.acquireSet(c.Name, func() *setObject { return &setObject{Set: c.Set, all: c.Elements} })
+	}
+	for _, l := range r.nets {
+		o.acquireSet(l.Name, func() *setObject { return newNetSet(l) }).update(l)
+	}
+}
+
+// release is the reverse.
+func (o *objects) release(r *rendering) {
+	for _, c := range r.chains {
+		obj := o.chains[c.Name]
+		if obj.refs--; obj.refs == 0 {
+			obj.want = nil
+			o.touched.chains[c.Name] = struct{}{}
+		}
+	}
+	for _, c := range r.constants {
+		o.releaseSet(c.Name)
+	}
+	for _, l := range r.nets {
+		o.releaseSet(l.Name)
+	}
+}
+
+func (o *objects) acquireChain(c *Chain) {
+	obj := o.chains[c.Name]
+	if obj == nil {
+		obj = &chainObject{}
+		o.chains[c.Name] = obj
+	}
+	obj.refs++
+	obj.want = c
+	o.touched.chains[c.Name] = struct{}{}
+}
+
+// acquireSet returns the set; one that nobody has let go of in the kernel yet keeps account by itself.
+func (o *objects) acquireSet(name string, make func() *setObject) *setObject {
+	s := o.sets[name]
+	if s == nil {
+		if s = o.doomed[name]; s == nil {
+			s = make()
+		}
+		delete(o.doomed, name)
+		o.sets[name] = s
+	}
+	s.refs++
+	o.touched.sets[name] = struct{}{}
+	return s
+}
+
+func (o *objects) releaseSet(name string) {
+	s := o.sets[name]
+	if s.refs--; s.refs > 0 {
+		return
+	}
+	delete(o.sets, name)
+	o.touched.sets[name] = struct{}{}
+	if s.inKernel {
+		o.doomed[name] = s
+	}
+}
+
+// put makes a set of the state wanted. It has been made from present members.
+func (o *objects) put(s *setObject) {
+	if o.doomed[s.Name] != nil {
+		delete(o.doomed, s.Name)
+		o.confused = true
+	}
+	s.refs = 1
+	o.sets[s.Name] = s
+	o.touched.sets[s.Name] = struct{}{}
+}
+
+func (o *objects) touch(s *setObject) { o.touched.sets[s.Name] = struct{}{} }
+
+// plan returns the operations that make the kernel's table what it should be. What is referred to comes
+// before what refers, and is taken out after it.
+func (o *objects) plan(replace bool) []Op {
+	p := planner{replace: replace}
+	names := slices.Sorted(maps.Keys(o.touched.sets))
+	if replace {
+		names = slices.Sorted(maps.Keys(o.sets))
+	}
+	for _, name := range names {
+		if s := o.sets[name]; s != nil {
+			p.set(s)
+		}
+	}
+	chains := slices.Sorted(maps.Keys(o.touched.chains))
+	if replace {
+		chains = slices.Sorted(maps.Keys(o.chains))
+	}
+	for _, name := range chains {
+		p.chain(o.chains[name])
+	}
+	if !replace {
+		for _, name := range slices.Sorted(maps.Keys(o.doomed)) {
+			p.deleteSets = append(p.deleteSets, Op{Kind: DeleteSet, Set: o.doomed[name].Set})
+		}
+	}
+	return p.ops()
+}
+
+// committed learns that the kernel has done all that was planned.
+func (o *objects) committed(replaced bool) {
+	chains, sets := maps.Keys(o.touched.chains), maps.Keys(o.touched.sets)
+	if replaced {
+		chains, sets = maps.Keys(o.chains), maps.Keys(o.sets)
+	}
+	for name := range sets {
+		if s := o.sets[name]; s != nil {
+			s.inKernel, s.pending = true, nil
+		}
+	}
+	for name := range chains {
+		c := o.chains[name]
+		if c.have = c.want; c.want == nil {
+			delete(o.chains, name)
+		}
+	}
+	clear(o.touched.chains)
+	clear(o.touched.sets)
+	clear(o.doomed)
+	o.confused = false
+}
+
+// ruleset is what the table should hold.
+func (o *objects) ruleset() Ruleset {
+	var r Ruleset
+	for _, name := range slices.Sorted(maps.Keys(o.sets)) {
+		r.Sets = append(r.Sets, Content{o.sets[name].Set, o.sets[name].all})
+	}
+	for _, name := range slices.Sorted(maps.Keys(o.chains)) {
+		if c := o.chains[name].want; c != nil {
+			r.Chains = append(r.Chains, *c)
+		}
+	}
+	return r
+}
+
+// planner collects operations by the phase in which they are due.
+type planner struct {
+	replace                                                              bool
+	addSets, addChains, removals, additions, flushes, rules, deleteChain []Op
+	deleteSets                                                           []Op
+}
+
+func (p *planner) ops() []Op {
+	return slices.Concat(p.addSets, p.addChains, p.removals, p.additions, p.flushes, p.rules, p.deleteChain, p.deleteSets)
+}
+
+func (p *planner) set(s *setObject) {
+	var remove, add []Element
+	if s.inKernel && !p.replace {
+		for e, in := range s.pending {
+			if in {
+				add = append(add, e)
+			} else {
+				remove = append(remove, e)
+			}
+		}
+	} else {
+		p.addSets = append(p.addSets, Op{Kind: AddSet, Set: s.Set})
+		add = slices.Collect(s.all)
+	}
+	// The kernel takes elements in any order; sorted, equal states make equal transactions.
+	if len(remove) > 0 {
+		slices.SortFunc(remove, compareElements)
+		p.removals = append(p.removals, Op{Kind: RemoveElements, Set: s.Set, Elements: remove})
+	}
+	if len(add) > 0 {
+		slices.SortFunc(add, compareElements)
+		p.additions = append(p.additions, Op{Kind: AddElements, Set: s.Set, Elements: add})
+	}
+}
+
+func compareElements(a, b Element) int {
+	if c := strings.Compare(a.Key, b.Key); c != 0 {
+		return c
+	}
+	return strings.Compare(a.Verdict.Chain, b.Verdict.Chain)
+}
+
+func (p *planner) chain(c *chainObject) {
+	have := c.have
+	if p.replace {
+		have = nil
+	}
+	switch {
+	case c.want == have || c.want != nil && have != nil && c.want.Equal(*have):
+		return
+	case c.want == nil:
+		head := Chain{Name: have.Name}
+		p.flushes = append(p.flushes, Op{Kind: FlushChain, Chain: head})
+		p.deleteChain = append(p.deleteChain, Op{Kind: DeleteChain, Chain: head})
+		return
+	}
+	head := Chain{Name: c.want.Name, Hook: c.want.Hook, After: c.want.After}
+	if have == nil {
+		p.addChains = append(p.addChains, Op{Kind: AddChain, Chain: head})
+	} else {
+		p.flushes = append(p.flushes, Op{Kind: FlushChain, Chain: head})
+	}
+	for _, r := range c.want.Rules {
+		p.rules = append(p.rules, Op{Kind: AddRule, Chain: head, Rule: r})
+	}
+}

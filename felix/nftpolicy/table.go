@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nftpolicy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"syscall"
+
+	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/policy"
+)
+
+// Handle is what Table needs from the kernel. *Kernel satisfies it.
+type Handle interface {
+	// Commit makes a change as a whole or not at all. What the kernel does not take is a *RefusedError.
+	Commit(tx Transaction) error
+	// Compare reads the table, and describes the first thing that is not as it should be.
+	Compare(want Ruleset) (string, error)
+	// Counters returns what rules have counted, by their comments.
+	Counters() (map[string]policy.Count, error)
+}
+
+// RefusedError says that the kernel does not take a transaction, and never will.
+type RefusedError struct {
+	Ops []int // of the transaction, that it objects to; may be empty
+	Err error
+}
+
+// Error is the kernel's.
+func (e *RefusedError) Error() string { return e.Err.Error() }
+
+// Unwrap returns it.
+func (e *RefusedError) Unwrap() error { return e.Err }
+
+// Table is the driver of the table. Its methods must be called from one goroutine.
+type Table struct {
+	handle  Handle
+	log     *slog.Logger
+	ready   bool // Update was called: nothing is written before
+	stale   bool
+	replace string // why the table must be replaced as a whole; empty if not
+
+	state   *policy.State
+	sets    map[policy.SetID]*selected
+	traits  map[policy.PolicyID]traits
+	refused map[policy.PolicyID]error
+	units   *units
+	objects *objects
+	endpoints
+}
+
+// New makes a driver that owns nothing until Update.
+func New(h Handle, log *slog.Logger) *Table {
+	t := &Table{handle: h, log: log, state: policy.NewState(), refused: map[policy.PolicyID]error{}}
+	t.begin("an earlier process may have left it")
+	return t
+}
+
+// begin forgets all that follows from the state, but not the state.
+func (t *Table) begin(why string) {
+	t.replace = why
+	t.sets, t.traits = map[policy.SetID]*selected{}, map[policy.PolicyID]traits{}
+	t.units, t.objects, t.endpoints = newUnits(), newObjects(), newEndpoints()
+	for _, c := range baseChains() {
+		t.objects.acquireChain(&c)
+	}
+	for _, s := range t.endpoints.sets() {
+		t.objects.put(s)
+	}
+}
+
+// Update stores a change. Memory only.
+func (t *Table) Update(d policy.Delta) {
+	t.ready = true
+	if err := t.state.Apply(d); err != nil {
+		// It fits another state than ours. What we have now follows from the state alone, so start from that.
+		t.log.Error("policy delta does not fit, everything is rendered anew", "error", err)
+		t.begin("a delta did not fit")
+		d = t.state.Delta()
+	}
+	for _, c := range d.Sets {
+		t.updateSet(c)
+	}
+	for _, c := range d.Policies {
+		t.updatePolicy(c.ID)
+	}
+	for _, c := range d.Endpoints {
+		t.updateEndpoint(c.ID, c.Endpoint)
+	}
+}
+
+// QueueResync makes the next Apply read the kernel, and replace the table if it is not ours.
+func (t *Table) QueueResync() { t.stale = true }
+
+// Refused returns the policies that the kernel does not take, and why. What they select is closed in the
+// directions that they apply to.
+func (t *Table) Refused() map[policy.PolicyID]error { return maps.Clone(t.refused) }
+
+// Apply makes the table what follows from the state. If it fails nothing has changed, and the next
+// tries again.
+func (t *Table) Apply(ctx context.Context) error {
+	if !t.ready {
+		return nil
+	}
+	if err := t.apply(ctx); err != nil {
+		return fmt.Errorf("change nft table inet %s: %w", desired.NFTPolicyTable, err)
+	}
+	if t.stale {
+		drift, err := t.handle.Compare(t.objects.ruleset())
+		if err != nil {
+			return fmt.Errorf("read nft table inet %s: %w", desired.NFTPolicyTable, err)
+		}
+		if t.stale = false; drift != "" {
+			t.replace = drift
+			if err := t.apply(ctx); err != nil {
+				return fmt.Errorf("replace nft table inet %s: %w", desired.NFTPolicyTable, err)
+			}
+		}
+	}
+	return errors.Join(t.unusable()...)
+}
+
+// apply commits what has changed. Each turn that is not the last makes the table replaced or a policy
+// refused, so it ends.
+func (t *Table) apply(ctx context.Context) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		t.render()
+		tx := t.plan()
+		if !tx.Replace && len(tx.Ops) == 0 {
+			t.objects.committed(false)
+			return nil
+		}
+		err := t.handle.Commit(tx)
+		var refused *RefusedError
+		switch {
+		case err == nil:
+			t.committed(tx)
+			return nil
+		case !errors.As(err, &refused):
+			return err
+		case !tx.Replace:
+			// Perhaps the table is not what we think. If it is made anew and the kernel still refuses, a
+			// policy is at fault.
+			t.replace = "the kernel refuses a change: " + err.Error()
+		case !t.blame(tx, refused):
+			return err
+		}
+	}
+}
+
+// render brings all that is dirty up to date.
+func (t *Table) render() {
+	for len(t.units.dirty) > 0 {
+		for u := range t.units.dirty {
+			delete(t.units.dirty, u)
+			t.renderUnit(u)
+		}
+	}
+	t.renderDevices()
+	if t.objects.confused && t.replace == "" {
+		t.replace = "a set has come back before it was gone"
+	}
+}
+
+func (t *Table) plan() Transaction {
+	replace := t.replace != ""
+	return Transaction{Replace: replace, Ops: t.objects.plan(replace)}
+}
+
+func (t *Table) committed(tx Transaction) {
+	if tx.Replace {
+		t.log.Info("nft policy table replaced", "why", t.replace)
+		t.replace = ""
+	}
+	t.objects.committed(tx.Replace)
+}
+
+// Counters returns what each rule has seen since its chain last changed.
+func (t *Table) Counters(context.Context) (map[policy.RuleID]policy.Count, error) {
+	counts, err := t.handle.Counters()
+	if err != nil {
+		return nil, fmt.Errorf("read counters of nft table inet %s: %w", desired.NFTPolicyTable, err)
+	}
+	out := map[policy.RuleID]policy.Count{}
+	for _, p := range t.state.Policies {
+		for _, rules := range [][]policy.Rule{p.Ingress, p.Egress} {
+			for i := range rules {
+				if c, ok := counts[comment(rules[i].ID.String())]; ok {
+					out[rules[i].ID] = c
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
+// Delete deletes the table, for an uninstall or another renderer; one that is gone already is a success.
+func (t *Table) Delete(context.Context) error {
+	if err := t.handle.Commit(Transaction{Delete: true}); err != nil && !errors.Is(err, syscall.ENOENT) {
+		return fmt.Errorf("delete nft table inet %s: %w", desired.NFTPolicyTable, err)
+	}
+	t.replace = "it was deleted"
+	t.log.Info("nft policy table deleted")
+	return nil
+}
+
+// updateSet follows a set of the state.
+func (t *Table) updateSet(c policy.SetChange) {
+	s, from := t.sets[c.ID], t.state.Sets[c.ID]
+	if from == nil {
+		if s != nil {
+			for i := range s.half {
+				t.objects.releaseSet(s.half[i].set.Name)
+			}
+			delete(t.sets, c.ID)
+			t.units.setChanged(c.ID)
+		}
+		return
+	}
+	fresh := s == nil
+	if fresh {
+		s = &selected{id: c.ID, from: from}
+		t.sets[c.ID] = s
+		t.units.setChanged(c.ID)
+	}
+	for i, f := range families() {
+		t.updateHalf(s, i, f, c, fresh)
+	}
+}
+
+// updateHalf follows its members of one family.
+func (t *Table) updateHalf(s *selected, i int, f policy.Family, c policy.SetChange, fresh bool) {
+	h, kind := &s.half[i], s.from.Kind
+	no := func(m policy.Member) bool { return !usable(m, kind, f) }
+	add, remove := slices.DeleteFunc(slices.Clone(c.Add), no), slices.DeleteFunc(slices.Clone(c.Remove), no)
+	h.nets += networks(add) - networks(remove)
+	if old := h.set; fresh || (h.nets > 0) != old.Interval {
+		t.objects.put(s.build(i))
+		if !fresh {
+			t.objects.releaseSet(old.Name)
+			t.units.setChanged(c.ID)
+		}
+		return
+	}
+	for _, m := range remove {
+		h.change(m, kind, false)
+	}
+	for _, m := range add {
+		h.change(m, kind, true)
+	}
+	t.objects.touch(h.set)
+}
+
+// resolve returns the name of a set in the kernel.
+func (t *Table) resolve(id policy.SetID, k policy.SetKind, f policy.Family) (string, bool) {
+	s := t.sets[id]
+	if s == nil || s.from.Kind != k {
+		return "", false
+	}
+	for i, family := range families() {
+		if family == f {
+			return s.half[i].set.Name, true
+		}
+	}
+	return "", false
+}
+
+// lookup returns a policy of the state, and why it is refused.
+func (t *Table) lookup(id policy.PolicyID) (*policy.Policy, error) {
+	return t.state.Policies[id], t.refused[id]
+}
+
+// traits are what others than a policy's own chains depend on.
+type traits struct {
+	exists, audit bool
+	passes        [2]bool
+}
+
+func traitsOf(p *policy.Policy) traits {
+	if p == nil {
+		return traits{}
+	}
+	return traits{true, p.Audit, [2]bool{passes(p, policy.Ingress), passes(p, policy.Egress)}}
+}
+
+func (t *Table) updatePolicy(id policy.PolicyID) {
+	delete(t.refused, id) // a new version has a new chance
+	was, is := t.traits[id], traitsOf(t.state.Policies[id])
+	if is.exists {
+		t.traits[id] = is
+	} else {
+		delete(t.traits, id)
+	}
+	t.units.policyChanged(id, was == is)
+}
+
+func (t *Table) refuse(id policy.PolicyID, err error) {
+	t.log.Error("policy refused, its pods are closed", "policy", id, "error", err)
+	t.refused[id] = err
+	t.units.policyChanged(id, false)
+}

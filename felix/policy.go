@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package felix
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/felix/enforce"
+	"github.com/heliograph-dev/heliograph/felix/feed"
+	"github.com/heliograph-dev/heliograph/felix/link"
+	"github.com/heliograph-dev/heliograph/felix/nflog"
+	"github.com/heliograph-dev/heliograph/felix/nftpolicy"
+	"github.com/heliograph-dev/heliograph/felix/snapshot"
+	"github.com/heliograph-dev/heliograph/felix/watch"
+	"github.com/heliograph-dev/heliograph/policy"
+)
+
+// policyPart is the part of the agent that enforces network policy.
+type policyPart struct {
+	feed     *feed.Feed
+	journal  *feed.Journal
+	kernel   *nftpolicy.Kernel
+	links    *link.Kernel
+	enforcer *enforce.Enforcer
+	heart    *heart
+	pokes    chan struct{} // somebody else changed our rules
+	log      *slog.Logger
+}
+
+// openPolicy opens the copy on disk and the kernel. Nothing is written yet.
+func openPolicy(opts Options, log *slog.Logger) (*policyPart, error) {
+	p := &policyPart{feed: feed.New(), heart: &heart{name: "policy loop"}, pokes: make(chan struct{}, 1), log: log}
+	p.heart.Beat(time.Now())
+	var err error
+	if p.journal, err = feed.OpenJournal(filepath.Join(opts.StateDir, "policy.db"), watch.FeedTypes(), log); err != nil {
+		return nil, err
+	}
+	if p.kernel, err = nftpolicy.Open(); err != nil {
+		return nil, fmt.Errorf("open nftables for policy: %w", err)
+	}
+	if p.links, err = link.Open(); err != nil {
+		return nil, fmt.Errorf("open netlink socket for policy: %w", err)
+	}
+	return p, nil
+}
+
+// refreshInterval is how often all that is in the kernel is read back.
+func (a *Agent) refreshInterval() time.Duration {
+	if r := a.latest.Load(); r != nil {
+		return r.Felix.RefreshInterval
+	}
+	return snapshot.DefaultRefreshInterval
+}
+
+// wire connects it with the rest of the agent.
+func (p *policyPart) wire(a *Agent) error {
+	var err error
+	p.enforcer, err = enforce.New(enforce.Options{
+		Feed: p.feed, Journal: p.journal, Pods: a.pods.manager.Attachments, PodPokes: a.pods.changed,
+		Choice:     func() string { return enforce.Auto },
+		Dataplanes: p.dataplanes(), Disturbed: p.pokes, Flows: a.pods.tracked, NodeAddresses: p.nodeAddresses, RefreshInterval: a.refreshInterval,
+		Heart: p.heart, Changed: a.reporter.poke, Log: a.log, Registerer: a.registry,
+	})
+	return err
+}
+
+// dataplanes are those that policy can be enforced by, the best first.
+func (p *policyPart) dataplanes() []enforce.Dataplane {
+	return []enforce.Dataplane{{
+		Name: enforce.NFTables, Open: func() (enforce.Renderer, error) { return nftpolicy.New(p.kernel, p.log), nil },
+	}}
+}
+
+// monitor pokes when somebody else changes our rules.
+func (p *policyPart) monitor(ctx context.Context) error {
+	return p.kernel.Monitor(ctx, func() {
+		select {
+		case p.pokes <- struct{}{}:
+		default:
+		}
+	})
+}
+
+// listen hears of packets that policy logs. Without it everything else goes on.
+func (p *policyPart) listen(ctx context.Context) error {
+	if err := nflog.Listen(ctx, policy.LogGroup, p.enforcer.Heard); err != nil {
+		p.log.Error("packets that policy denies or logs are not told", "error", err)
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (p *policyPart) close() error { return p.journal.Close() }
+
+// nodeAddresses are all that the node itself sends from.
+func (p *policyPart) nodeAddresses() ([]netip.Addr, error) {
+	found, err := p.links.Addresses()
+	if err != nil {
+		return nil, err
+	}
+	addrs := make([]netip.Addr, 0, len(found))
+	for _, f := range found {
+		addrs = append(addrs, f.Prefix.Addr())
+	}
+	return addrs, nil
+}
+
+// status is what the API is told.
+func (p *policyPart) status() (*v1alpha1.NodePolicyStatus, []string) {
+	s := p.enforcer.Status()
+	problems := s.Problems
+	if s.Dataplane == "" {
+		return nil, problems
+	}
+	return &v1alpha1.NodePolicyStatus{
+		Dataplane: s.Dataplane, Endpoints: int32(s.Endpoints), ClosedEndpoints: int32(s.Closed), //nolint:gosec // few
+		Policies: int32(s.Policies), Sets: int32(s.Sets), //nolint:gosec // few
+	}, problems
+}

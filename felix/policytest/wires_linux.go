@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package policytest
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/heliograph-dev/heliograph/policy"
+)
+
+// protocols are those that packets of tests have. The node has a socket for each.
+var protocols = []policy.Protocol{policy.TCP, policy.UDP, policy.ICMP, policy.ICMPv6, policy.SCTP, policy.UDPLite, unassigned}
+
+// unassigned is a protocol that no kernel knows.
+const unassigned policy.Protocol = 99
+
+// fenceType is the type of the frames that follow a burst (IEEE 802.1's local experimental one). No
+// firewall sees them.
+const fenceType = 0x88b5
+
+// wires are the sockets that packets go in by and come out by.
+//
+// One thread sends, bound to one processor. So all packets stand in that processor's backlog in the
+// order in which they were sent, and a frame that is sent last and arrived says that all before it
+// have arrived, or never will.
+type wires struct {
+	peers   int // packet socket at the pods' and the outside's ends
+	node    int // packet socket at the node's ends, of fences
+	output  [2]int
+	input   []input
+	ifindex map[End]int // of the peers
+	devices map[End]int // of the node's ends
+	ends    map[int]End // of a peer's ifindex
+	work    chan func()
+	ids     atomic.Uint32
+}
+
+// input is a socket that sees what came in to the node itself.
+type input struct {
+	fd       int
+	protocol policy.Protocol
+	is4      bool
+}
+
+func command(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	return string(out), err
+}
+
+func openWires(l *Lab) *wires {
+	w := &wires{ifindex: map[End]int{}, devices: map[End]int{}, ends: map[int]End{}, work: make(chan func())}
+	must := func(what string, err error) {
+		if err != nil {
+			l.t.Fatalf("%s: %v", what, err)
+		}
+	}
+	l.inPeers(func() (err error) {
+		w.peers, err = packetSocket(unix.ETH_P_ALL)
+		for e := Outside; e <= rogue && err == nil; e++ {
+			var i *net.Interface
+			if i, err = net.InterfaceByName(peer(e)); err == nil {
+				w.ifindex[e], w.ends[i.Index] = i.Index, e
+			}
+		}
+		return err
+	})
+	var err error
+	w.node, err = packetSocket(fenceType)
+	must("open packet socket", err)
+	for e := Outside; e <= rogue; e++ {
+		device := "out0"
+		if e != Outside {
+			device = l.pod(e).Device
+		}
+		i, err := net.InterfaceByName(device)
+		must("find "+device, err)
+		w.devices[e] = i.Index
+	}
+	must("open raw sockets", w.openRaw())
+	go w.send()
+	l.t.Cleanup(w.close)
+	return w
+}
+
+func packetSocket(protocol uint16) (int, error) {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(htons(protocol)))
+	if err != nil {
+		return -1, err
+	}
+	return fd, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+func (w *wires) openRaw() error {
+	for i, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		if err != nil {
+			return err
+		}
+		w.output[i] = fd
+		for _, p := range protocols {
+			fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(p))
+			if err != nil {
+				return fmt.Errorf("protocol %s: %w", p, err)
+			}
+			w.input = append(w.input, input{fd, p, family == unix.AF_INET})
+		}
+	}
+	return nil
+}
+
+func (w *wires) close() {
+	close(w.work)
+	for _, fd := range []int{w.peers, w.node, w.output[0], w.output[1]} {
+		_ = unix.Close(fd)
+	}
+	for _, in := range w.input {
+		_ = unix.Close(in.fd)
+	}
+}
+
+// send runs what is to be sent, on the one thread.
+func (w *wires) send() {
+	runtime.LockOSThread()
+	var here unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &here); err == nil {
+		for cpu := range 1024 {
+			if here.IsSet(cpu) {
+				here.Zero()
+				here.Set(cpu)
+				_ = unix.SchedSetaffinity(0, &here) // without it, fences are a little less sure
+				break
+			}
+		}
+	}
+	for f := range w.work {
+		f()
+	}
+}
+
+// nextID gives n ids that nobody else has.
+func (w *wires) nextID(n int) uint32 {
+	return w.ids.Add(uint32(n)) - uint32(n) + 1 //nolint:gosec // few
+}
+
+// do runs f on the sending thread.
+func (w *wires) do(f func() error) error {
+	done := make(chan error)
+	w.work <- func() { done <- f() }
+	return <-done
+}
+
+// inject sends one packet from where it comes from. On the sending thread.
+func (w *wires) inject(from End, p []byte) error {
+	if from == Node {
+		return w.originate(p)
+	}
+	kind := uint16(unix.ETH_P_IP)
+	if p[0]>>4 == 6 {
+		kind = unix.ETH_P_IPV6
+	}
+	dst, _ := net.ParseMAC(nodeMAC)
+	if from == Outside {
+		dst, _ = net.ParseMAC(outMAC)
+	}
+	return w.frame(w.peers, w.ifindex[from], dst, peerMAC(from), kind, p)
+}
+
+func (w *wires) frame(fd, ifindex int, dst, src net.HardwareAddr, kind uint16, payload []byte) error {
+	f := binary.BigEndian.AppendUint16(append(append(make([]byte, 0, 14+len(payload)), dst...), src...), kind)
+	to := &unix.SockaddrLinklayer{Ifindex: ifindex, Protocol: htons(kind), Halen: 6}
+	copy(to.Addr[:], dst)
+	return unix.Sendto(fd, append(f, payload...), 0, to)
+}
+
+// originate sends as the node itself. That a firewall drops it is no error of the test.
+func (w *wires) originate(p []byte) error {
+	s, ok := parse(p)
+	if !ok {
+		return errors.New("no packet of ours")
+	}
+	var err error
+	if s.dst.Is4() {
+		err = unix.Sendto(w.output[0], p, 0, &unix.SockaddrInet4{Addr: s.dst.As4()})
+	} else {
+		err = unix.Sendto(w.output[1], p, 0, &unix.SockaddrInet6{Addr: s.dst.As16()})
+	}
+	if errors.Is(err, unix.EPERM) {
+		return nil
+	}
+	return err
+}
+
+// arrival is a packet of ours that came out.
+type arrival struct {
+	seen
+	at End
+}
+
+// fence returns once all that was sent has come out, and what came out meanwhile.
+func (w *wires) fence(id uint32) ([]arrival, error) {
+	payload := binary.BigEndian.AppendUint32(nil, id)
+	// First through the pods' wires to the node, then back, behind what the node has forwarded by then.
+	broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	if err := w.do(func() error {
+		return w.frame(w.peers, w.ifindex[Outside], broadcast, peerMAC(Outside), fenceType, payload)
+	}); err != nil {
+		return nil, err
+	}
+	if _, err := w.collect(w.node, id, nil); err != nil {
+		return nil, fmt.Errorf("fence to the node: %w", err)
+	}
+	mac, _ := net.ParseMAC(outMAC)
+	if err := w.do(func() error { return w.frame(w.node, w.devices[Outside], broadcast, mac, fenceType, payload) }); err != nil {
+		return nil, err
+	}
+	got, err := w.collect(w.peers, id, nil)
+	if err != nil {
+		return nil, fmt.Errorf("fence to the pods: %w", err)
+	}
+	return w.drain(got), nil
+}
+
+// collect reads a packet socket until the fence.
+func (w *wires) collect(fd int, id uint32, got []arrival) ([]arrival, error) {
+	const patience = 5 * time.Second
+	buf := make([]byte, 2048)
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		n, from, err := unix.Recvfrom(fd, buf, 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100) //nolint:gosec // a descriptor
+			continue
+		case err != nil:
+			return got, err
+		}
+		if n >= 18 && binary.BigEndian.Uint16(buf[12:]) == fenceType {
+			if binary.BigEndian.Uint32(buf[14:]) == id {
+				return got, nil
+			}
+			continue
+		}
+		if a, ok := w.arrived(buf[:n], from); ok {
+			got = append(got, a)
+		}
+	}
+	return got, errors.New("it did not arrive")
+}
+
+func (w *wires) arrived(frame []byte, from unix.Sockaddr) (arrival, bool) {
+	ll, ok := from.(*unix.SockaddrLinklayer)
+	if !ok || len(frame) < 14 {
+		return arrival{}, false
+	}
+	s, ok := parse(frame[14:])
+	return arrival{s, w.ends[ll.Ifindex]}, ok
+}
+
+// drain adds what has come in to the node itself.
+func (w *wires) drain(got []arrival) []arrival {
+	buf := make([]byte, 2048)
+	for _, in := range w.input {
+		for {
+			n, from, err := unix.Recvfrom(in.fd, buf, 0)
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err != nil {
+				break
+			}
+			if s, ok := in.parse(buf[:n], from); ok {
+				got = append(got, arrival{s, Node})
+			}
+		}
+	}
+	return got
+}
+
+// parse reads what a raw socket gives: of IPv6 it comes without the header.
+func (in input) parse(b []byte, from unix.Sockaddr) (seen, bool) {
+	if in.is4 {
+		return parse(b)
+	}
+	s := seen{protocol: in.protocol}
+	if a, ok := from.(*unix.SockaddrInet6); ok {
+		s.src = netip.AddrFrom16(a.Addr)
+	}
+	return s, s.readTail(b)
+}
