@@ -11,7 +11,10 @@ import (
 )
 
 // kinds are the policies among what the feed brings.
-var kinds = map[feed.Kind]policy.Kind{watch.NetworkPolicies: policy.NetworkPolicy}
+var kinds = map[feed.Kind]policy.Kind{
+	watch.NetworkPolicies: policy.NetworkPolicy, watch.ClusterNetworkPolicies: policy.ClusterNetworkPolicy,
+	watch.OwnPolicies: policy.HeliographNetworkPolicy, watch.GlobalPolicies: policy.GlobalNetworkPolicy,
+}
 
 // book remembers of each policy which generation was heard of when, and since when it is in force.
 type book struct {

@@ -9,12 +9,8 @@ import (
 	"slices"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
-
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/feed"
-	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/policy"
 	"github.com/heliograph-dev/heliograph/policy/compile"
 )
@@ -60,28 +56,6 @@ func (e *Enforcer) enforce(ctx context.Context, delta policy.Delta) error {
 		return err
 	}
 	return changed
-}
-
-// take hands a change to the compiler.
-func (e *Enforcer) take(c feed.Change) {
-	id := policy.EndpointID{Namespace: c.Key.Namespace, Name: c.Key.Name}
-	switch o := c.Object.(type) {
-	case *corev1.Pod:
-		e.compiler.SetPod(o)
-	case *corev1.Namespace:
-		e.compiler.SetNamespace(o)
-	case *networkingv1.NetworkPolicy:
-		e.compiler.SetNetworkPolicy(o)
-	case nil:
-		switch c.Key.Kind {
-		case watch.Pods:
-			e.compiler.RemovePod(id)
-		case watch.Namespaces:
-			e.compiler.RemoveNamespace(c.Key.Name)
-		case watch.NetworkPolicies:
-			e.compiler.RemoveNetworkPolicy(c.Key.Namespace, c.Key.Name)
-		}
-	}
 }
 
 // takePods hands the compiler the pods of this node that changed.

@@ -10,8 +10,8 @@
 // Chains are shared: of endpoints by equal policy.Chain, of policies by all who refer to them. A pod
 // that joins a set is one element, a policy that changes one chain, an endpoint one element of a map
 // and perhaps a chain; each Apply is one transaction, so there is no moment between two states, and
-// a state never half in force. The first Apply, and each that finds somebody else's hand in the
-// table, replaces it as a whole, in one transaction too.
+// a state never half in force. The first Apply, and each after QueueResync, reads the table and
+// repairs it, whoever made it so. Only what cannot be repaired is made anew, in one transaction too.
 //
 // It fails closed. A device of a pod that is no endpoint drops, an endpoint whose policy is missing
 // drops, and a policy that the kernel does not take is replaced by one that drops, and named by

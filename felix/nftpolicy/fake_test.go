@@ -18,6 +18,7 @@ type fake struct {
 	exists bool
 	txs    []Transaction
 	fail   func(Transaction) error // asked first
+	limit  int                     // of operations and elements in a transaction; 0: none
 }
 
 type model struct {
@@ -49,6 +50,13 @@ func (f *fake) Commit(tx Transaction) error {
 		if err := f.fail(tx); err != nil {
 			return err
 		}
+	}
+	size := len(tx.Ops)
+	for _, op := range tx.Ops {
+		size += len(op.Elements)
+	}
+	if f.limit > 0 && size > f.limit {
+		return syscall.EMSGSIZE
 	}
 	if tx.Delete {
 		if !f.exists {
@@ -206,17 +214,25 @@ func (m model) text() (lines []string) {
 	return lines
 }
 
-func (f *fake) Compare(want Ruleset) (string, error) {
-	if !f.exists {
-		return "there is no table", nil
-	}
-	want1, got := modelOf(want).text(), f.table.text()
-	for i := range max(len(want1), len(got)) {
-		if i >= len(want1) || i >= len(got) || want1[i] != got[i] {
-			return fmt.Sprintf("line %d differs", i), nil
+func (f *fake) Read(want Ruleset) (Actual, error) {
+	a := Actual{Exists: f.exists, Sets: map[string]map[Element]struct{}{}, Chains: map[string]bool{}}
+	wanted := modelOf(want)
+	for name, s := range f.table.sets {
+		a.Sets[name] = nil
+		if w, ok := wanted.sets[name]; ok {
+			if w.Set != s.Set {
+				a.Odd = "set " + name
+			}
+			a.Sets[name] = map[Element]struct{}{}
+			for _, e := range s.elements {
+				a.Sets[name][e] = struct{}{}
+			}
 		}
 	}
-	return "", nil
+	for name, c := range f.table.chains {
+		a.Chains[name] = wanted.chains[name].Equal(c)
+	}
+	return a, nil
 }
 
 func (f *fake) Counters() (map[string]policy.Count, error) {

@@ -19,7 +19,7 @@ type objects struct {
 		sets   map[string]struct{}
 	}
 	// confused: a set was dropped and is wanted again, but with what it holds in the kernel nobody
-	// has kept up. Only a replacement of the whole table is right then.
+	// has kept up. The kernel must be read.
 	confused bool
 }
 
@@ -75,11 +75,14 @@ func (o *objects) acquireChain(c *Chain) {
 	o.touched.chains[c.Name] = struct{}{}
 }
 
-// acquireSet returns the set; one that nobody has let go of in the kernel yet keeps account by itself.
+// acquireSet returns the set; one that nobody has let go of in the kernel yet has kept up with itself.
 func (o *objects) acquireSet(name string, make func() *setObject) *setObject {
 	s := o.sets[name]
 	if s == nil {
-		if s = o.doomed[name]; s == nil {
+		if s = o.doomed[name]; s != nil && s.all == nil { // read, and not known
+			s, o.confused = nil, true
+		}
+		if s == nil {
 			s = make()
 		}
 		delete(o.doomed, name)
@@ -160,10 +163,18 @@ func (o *objects) committed(replaced bool) {
 			delete(o.chains, name)
 		}
 	}
-	clear(o.touched.chains)
-	clear(o.touched.sets)
+	o.touched.chains, o.touched.sets = emptied(o.touched.chains), emptied(o.touched.sets)
 	clear(o.doomed)
 	o.confused = false
+}
+
+// emptied clears a map. That takes as long as the map has ever been large, so a large one is left behind.
+func emptied(m map[string]struct{}) map[string]struct{} {
+	if len(m) > 64 {
+		return map[string]struct{}{}
+	}
+	clear(m)
+	return m
 }
 
 // ruleset is what the table should hold.
@@ -180,6 +191,72 @@ func (o *objects) ruleset() Ruleset {
 	return r
 }
 
+// adopt makes the account of the kernel what was read, and says where that departs from what should be.
+func (o *objects) adopt(a Actual) (drift string) {
+	note := func(what, name string) {
+		if drift == "" || what+name < drift { // the first, whatever the order of maps
+			drift = what + name
+		}
+	}
+	clear(o.doomed)
+	o.confused = false
+	for name, s := range o.sets {
+		elements, ok := a.Sets[name]
+		if s.inKernel, s.pending = ok, nil; !ok {
+			note("missing set ", name)
+		} else if e := s.adopt(elements); e != "" {
+			note(e+" in set ", name)
+		}
+		o.touch(s)
+	}
+	for name := range a.Sets {
+		if o.sets[name] == nil {
+			o.doomed[name] = &setObject{Set: Set{Name: name}, inKernel: true}
+			note("foreign set ", name)
+		}
+	}
+	for name, c := range o.chains {
+		same, ok := a.Chains[name]
+		if c.have = nil; ok && same {
+			c.have = c.want
+		} else if ok {
+			c.have = &Chain{Name: name, Rules: []Rule{{Comment: "unknown"}}}
+			note("changed rules in chain ", name)
+		} else if c.want != nil {
+			note("missing chain ", name)
+		}
+		if c.want == nil && ok {
+			c.have = &Chain{Name: name}
+		}
+		o.touched.chains[name] = struct{}{}
+	}
+	for name := range a.Chains {
+		if o.chains[name] == nil {
+			o.chains[name] = &chainObject{have: &Chain{Name: name}}
+			o.touched.chains[name] = struct{}{}
+			note("foreign chain ", name)
+		}
+	}
+	return drift
+}
+
+// adopt makes the difference to what was read pending.
+func (s *setObject) adopt(elements map[Element]struct{}) (drift string) {
+	for e := range s.all {
+		if _, ok := elements[e]; ok {
+			delete(elements, e)
+			continue
+		}
+		s.change(e, true)
+		drift = "missing elements"
+	}
+	for e := range elements {
+		s.change(e, false)
+		drift = "foreign elements"
+	}
+	return drift
+}
+
 // planner collects operations by the phase in which they are due.
 type planner struct {
 	replace                                                              bool
@@ -193,7 +270,8 @@ func (p *planner) ops() []Op {
 
 func (p *planner) set(s *setObject) {
 	var remove, add []Element
-	if s.inKernel && !p.replace {
+	fresh := !s.inKernel || p.replace
+	if !fresh {
 		for e, in := range s.pending {
 			if in {
 				add = append(add, e)
@@ -202,7 +280,7 @@ func (p *planner) set(s *setObject) {
 			}
 		}
 	} else {
-		p.addSets = append(p.addSets, Op{Kind: AddSet, Set: s.Set})
+		p.addSets = append(p.addSets, Op{Kind: AddSet, Set: s.Set, Inert: true})
 		add = slices.Collect(s.all)
 	}
 	// The kernel takes elements in any order; sorted, equal states make equal transactions.
@@ -212,7 +290,7 @@ func (p *planner) set(s *setObject) {
 	}
 	if len(add) > 0 {
 		slices.SortFunc(add, compareElements)
-		p.additions = append(p.additions, Op{Kind: AddElements, Set: s.Set, Elements: add})
+		p.additions = append(p.additions, Op{Kind: AddElements, Set: s.Set, Elements: add, Inert: fresh && !s.Map})
 	}
 }
 
@@ -238,12 +316,13 @@ func (p *planner) chain(c *chainObject) {
 		return
 	}
 	head := Chain{Name: c.want.Name, Hook: c.want.Hook, After: c.want.After}
+	inert := have == nil && head.Hook == NoHook
 	if have == nil {
-		p.addChains = append(p.addChains, Op{Kind: AddChain, Chain: head})
+		p.addChains = append(p.addChains, Op{Kind: AddChain, Chain: head, Inert: inert})
 	} else {
 		p.flushes = append(p.flushes, Op{Kind: FlushChain, Chain: head})
 	}
 	for _, r := range c.want.Rules {
-		p.rules = append(p.rules, Op{Kind: AddRule, Chain: head, Rule: r})
+		p.rules = append(p.rules, Op{Kind: AddRule, Chain: head, Rule: r, Inert: inert})
 	}
 }

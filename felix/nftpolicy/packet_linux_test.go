@@ -43,8 +43,6 @@ var (
 
 const flowPort = 9999
 
-func device32(i int) string { return fmt.Sprintf("hel%011x", i) }
-
 func newLab(t *testing.T, n int) *lab {
 	l := &lab{t: t}
 	for _, s := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
@@ -61,7 +59,7 @@ func newLab(t *testing.T, n int) *lab {
 }
 
 func (l *lab) addPod(i int) {
-	p := labPod{name: fmt.Sprint("pod", i), device: device32(i)}
+	p := labPod{name: fmt.Sprint("pod", i), device: deviceNo(i)}
 	p.ips = [2]netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), netip.AddrFrom16([16]byte{0xfd, 15: byte(i + 1)})}
 	cmd := func(args ...string) { l.t.Helper(); nettest.Cmd(l.t, "ip", args...) }
 	cmd("netns", "add", p.name)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
 	"strings"
 	"syscall"
@@ -165,107 +164,112 @@ func (k *Kernel) rules(visit func(chain string, attrs []byte)) error {
 	return nil
 }
 
-// Compare reads the table, and describes the first thing that is not as it should be.
-func (k *Kernel) Compare(want Ruleset) (string, error) {
-	for _, compare := range []func(Ruleset) (string, error){k.compareSets, k.compareChains, k.compareRules, k.compareElements} {
-		drift, err := compare(want)
+// Read reads the table.
+func (k *Kernel) Read(want Ruleset) (Actual, error) {
+	a := Actual{Sets: map[string]map[Element]struct{}{}, Chains: map[string]bool{}}
+	for _, read := range []func(Ruleset, *Actual) error{k.readChains, k.readSets, k.readRules, k.readElements} {
+		err := read(want, &a)
 		if errors.Is(err, syscall.ENOENT) {
-			return "there is no table, or not all of it", nil
+			return Actual{}, nil
 		}
-		if drift != "" || err != nil {
-			return drift, err
+		if err != nil {
+			return Actual{}, err
 		}
 	}
-	return "", nil
+	a.Exists = true
+	return a, nil
 }
 
-// difference describes the first line that only one of two lists has.
-func difference(want, got []string) string {
-	slices.Sort(want)
-	slices.Sort(got)
-	for i := range max(len(want), len(got)) {
-		switch {
-		case i >= len(got) || i < len(want) && want[i] < got[i]:
-			return "missing or changed: " + want[i]
-		case i >= len(want) || got[i] < want[i]:
-			return "foreign or changed: " + got[i]
-		}
+func (k *Kernel) readSets(want Ruleset, a *Actual) error {
+	line := func(flags, key, length uint32) string {
+		return fmt.Sprintf("flags %x type %d length %d", flags, key, length)
 	}
-	return ""
-}
-
-func (k *Kernel) compareSets(want Ruleset) (string, error) {
-	line := func(name string, flags, key, length uint32) string {
-		return fmt.Sprintf("set %s flags %x type %d length %d", name, flags, key, length)
-	}
-	var wanted, got []string
+	wanted := map[string]string{}
 	for _, s := range want.Sets {
 		number, _ := keyType(s.Key)
-		wanted = append(wanted, line(s.Name, setFlags(s.Set), number, keyLength(s.Key)))
+		wanted[s.Name] = line(setFlags(s.Set), number, keyLength(s.Key))
 	}
 	ask := func(b *batch) { b.text(unix.NFTA_SET_TABLE, desired.NFTPolicyTable) }
-	err := k.dump(unix.NFT_MSG_GETSET, ask, func(a []byte) {
-		got = append(got, line(stringOf(attribute(a, unix.NFTA_SET_NAME)), u32(attribute(a, unix.NFTA_SET_FLAGS)),
-			u32(attribute(a, unix.NFTA_SET_KEY_TYPE)), u32(attribute(a, unix.NFTA_SET_KEY_LEN))))
+	err := k.dump(unix.NFT_MSG_GETSET, ask, func(attrs []byte) {
+		name := stringOf(attribute(attrs, unix.NFTA_SET_NAME))
+		got := line(u32(attribute(attrs, unix.NFTA_SET_FLAGS)), u32(attribute(attrs, unix.NFTA_SET_KEY_TYPE)), u32(attribute(attrs, unix.NFTA_SET_KEY_LEN)))
+		if w, ok := wanted[name]; ok && w != got {
+			a.Odd = fmt.Sprintf("set %s: %s, want %s", name, got, w)
+		}
+		a.Sets[name] = nil
 	})
 	if err != nil {
-		return "", fmt.Errorf("list sets: %w", err)
+		return fmt.Errorf("list sets: %w", err)
 	}
-	return difference(wanted, got), nil
+	return nil
 }
 
-func (k *Kernel) compareChains(want Ruleset) (string, error) {
-	line := func(name string, base bool, hook, priority, policy uint32, kind string) string {
+func (k *Kernel) readChains(want Ruleset, a *Actual) error {
+	line := func(base bool, hook, priority, policy uint32, kind string) string {
 		if !base {
-			return "chain " + name
+			return "no hook"
 		}
-		return fmt.Sprintf("chain %s type %s hook %d priority %d policy %d", name, kind, hook, int32(priority), policy)
+		return fmt.Sprintf("type %s hook %d priority %d policy %d", kind, hook, int32(priority), policy)
 	}
-	var wanted, got []string
+	wanted := map[string]string{}
 	for _, c := range want.Chains {
-		wanted = append(wanted, line(c.Name, c.Hook != NoHook, hookNumber(c.Hook), uint32(c.After), nfAccept, "filter"))
+		wanted[c.Name] = line(c.Hook != NoHook, hookNumber(c.Hook), uint32(c.After), nfAccept, "filter")
 	}
-	err := k.dump(unix.NFT_MSG_GETCHAIN, func(*batch) {}, func(a []byte) {
-		if stringOf(attribute(a, unix.NFTA_CHAIN_TABLE)) != desired.NFTPolicyTable {
+	err := k.dump(unix.NFT_MSG_GETCHAIN, func(*batch) {}, func(attrs []byte) {
+		if stringOf(attribute(attrs, unix.NFTA_CHAIN_TABLE)) != desired.NFTPolicyTable {
 			return
 		}
-		hook := attribute(a, unix.NFTA_CHAIN_HOOK)
-		got = append(got, line(stringOf(attribute(a, unix.NFTA_CHAIN_NAME)), hook != nil, u32(attribute(hook, unix.NFTA_HOOK_HOOKNUM)),
-			u32(attribute(hook, unix.NFTA_HOOK_PRIORITY)), u32(attribute(a, unix.NFTA_CHAIN_POLICY)), stringOf(attribute(a, unix.NFTA_CHAIN_TYPE))))
+		name, hook := stringOf(attribute(attrs, unix.NFTA_CHAIN_NAME)), attribute(attrs, unix.NFTA_CHAIN_HOOK)
+		got := line(hook != nil, u32(attribute(hook, unix.NFTA_HOOK_HOOKNUM)), u32(attribute(hook, unix.NFTA_HOOK_PRIORITY)),
+			u32(attribute(attrs, unix.NFTA_CHAIN_POLICY)), stringOf(attribute(attrs, unix.NFTA_CHAIN_TYPE)))
+		if w, ok := wanted[name]; ok && w != got {
+			a.Odd = fmt.Sprintf("chain %s: %s, want %s", name, got, w)
+		}
+		a.Chains[name] = true
 	})
 	if err != nil {
-		return "", fmt.Errorf("list chains: %w", err)
+		return fmt.Errorf("list chains: %w", err)
 	}
-	return difference(wanted, got), nil
+	return nil
 }
 
-func (k *Kernel) compareRules(want Ruleset) (string, error) {
-	wanted := map[string][]Rule{}
+// readRules finds the chains that have other rules.
+func (k *Kernel) readRules(want Ruleset, a *Actual) error {
+	left := map[string][]Rule{}
 	for _, c := range want.Chains {
-		wanted[c.Name] = c.Rules
+		left[c.Name] = c.Rules
 	}
-	var drift string
 	err := k.rules(func(chain string, attrs []byte) {
-		rules := wanted[chain]
-		switch {
-		case drift != "":
-		case len(rules) == 0:
-			drift = fmt.Sprintf("foreign rule in chain %s: %q", chain, commentOf(attrs))
-		case !sameRule(&rules[0], attrs):
-			drift = fmt.Sprintf("changed rule in chain %s: %q", chain, commentOf(attrs))
-		default:
-			wanted[chain] = rules[1:]
+		rules := left[chain]
+		if len(rules) == 0 || !sameRule(&rules[0], attrs) {
+			a.Chains[chain] = false
+			return
 		}
+		left[chain] = rules[1:]
 	})
-	if err != nil || drift != "" {
-		return drift, err
+	if err != nil {
+		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(wanted)) {
-		if rules := wanted[name]; len(rules) > 0 {
-			return fmt.Sprintf("missing rule in chain %s: %q", name, rules[0].Comment), nil
+	for name, rules := range left {
+		if _, ok := a.Chains[name]; ok && len(rules) > 0 {
+			a.Chains[name] = false
 		}
 	}
-	return "", nil
+	return nil
+}
+
+func (k *Kernel) readElements(want Ruleset, a *Actual) error {
+	for _, s := range want.Sets {
+		if _, ok := a.Sets[s.Name]; !ok || a.Odd != "" {
+			continue
+		}
+		elements, err := k.elements(s.Set)
+		if err != nil {
+			return fmt.Errorf("list elements of set %s: %w", s.Name, err)
+		}
+		a.Sets[s.Name] = elements
+	}
+	return nil
 }
 
 // sameRule compares a rule with the kernel's, as bytes.
@@ -313,26 +317,7 @@ func sameData(ours, theirs []byte) bool {
 	return true
 }
 
-func (k *Kernel) compareElements(want Ruleset) (string, error) {
-	for _, s := range want.Sets {
-		got, err := k.elements(s.Set)
-		if err != nil {
-			return "", fmt.Errorf("list elements of set %s: %w", s.Name, err)
-		}
-		for e := range s.Elements {
-			if _, ok := got[e]; !ok {
-				return fmt.Sprintf("missing or changed element %x in set %s", e.Key, s.Name), nil
-			}
-			delete(got, e)
-		}
-		for e := range got {
-			return fmt.Sprintf("foreign element %x in set %s", e.Key, s.Name), nil
-		}
-	}
-	return "", nil
-}
-
-// end is an element that ends a range, or begins one.
+// boundary is an element that ends a range, or begins one.
 type boundary struct {
 	Element
 	end bool

@@ -177,6 +177,9 @@ type Op struct {
 	Chain    Chain     // name and hook
 	Elements []Element // of those on elements
 	Rule     Rule      // of AddRule
+	// Inert says that no packet meets it: it adds something to which nothing refers before the others
+	// are done.
+	Inert bool
 }
 
 // Transaction is a change that the kernel makes as a whole, or not at all.
@@ -197,4 +200,12 @@ type Content struct {
 type Ruleset struct {
 	Sets   []Content
 	Chains []Chain
+}
+
+// Actual is what the kernel holds of the table, seen from what it should hold.
+type Actual struct {
+	Exists bool
+	Odd    string                          // what has the name of a thing of ours and is another; empty if nothing
+	Sets   map[string]map[Element]struct{} // nil: not one of those that should be
+	Chains map[string]bool                 // whether it has the rules that it should
 }

@@ -5,6 +5,7 @@ package nftpolicy
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -192,3 +193,6 @@ func apply(t *testing.T, d *Table, s *policy.State) {
 		t.Fatal(err)
 	}
 }
+
+// deviceNo is the name of a pod's device.
+func deviceNo(i int) string { return fmt.Sprintf("hel%011x", i) }

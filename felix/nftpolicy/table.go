@@ -19,8 +19,8 @@ import (
 type Handle interface {
 	// Commit makes a change as a whole or not at all. What the kernel does not take is a *RefusedError.
 	Commit(tx Transaction) error
-	// Compare reads the table, and describes the first thing that is not as it should be.
-	Compare(want Ruleset) (string, error)
+	// Read reads the table.
+	Read(want Ruleset) (Actual, error)
 	// Counters returns what rules have counted, by their comments.
 	Counters() (map[string]policy.Count, error)
 }
@@ -41,9 +41,10 @@ func (e *RefusedError) Unwrap() error { return e.Err }
 type Table struct {
 	handle  Handle
 	log     *slog.Logger
-	ready   bool // Update was called: nothing is written before
-	stale   bool
-	replace string // why the table must be replaced as a whole; empty if not
+	ready   bool   // Update was called: nothing is written before
+	stale   bool   // the kernel must be read
+	adopted bool   // it was read once, so a difference is somebody else's hand
+	replace string // why the table must be made anew; empty if not
 
 	state   *policy.State
 	sets    map[policy.SetID]*selected
@@ -57,13 +58,13 @@ type Table struct {
 // New makes a driver that owns nothing until Update.
 func New(h Handle, log *slog.Logger) *Table {
 	t := &Table{handle: h, log: log, state: policy.NewState(), refused: map[policy.PolicyID]error{}}
-	t.begin("an earlier process may have left it")
+	t.begin()
 	return t
 }
 
 // begin forgets all that follows from the state, but not the state.
-func (t *Table) begin(why string) {
-	t.replace = why
+func (t *Table) begin() {
+	t.stale = true
 	t.sets, t.traits = map[policy.SetID]*selected{}, map[policy.PolicyID]traits{}
 	t.units, t.objects, t.endpoints = newUnits(), newObjects(), newEndpoints()
 	for _, c := range baseChains() {
@@ -80,7 +81,7 @@ func (t *Table) Update(d policy.Delta) {
 	if err := t.state.Apply(d); err != nil {
 		// It fits another state than ours. What we have now follows from the state alone, so start from that.
 		t.log.Error("policy delta does not fit, everything is rendered anew", "error", err)
-		t.begin("a delta did not fit")
+		t.begin()
 		d = t.state.Delta()
 	}
 	for _, c := range d.Sets {
@@ -94,7 +95,7 @@ func (t *Table) Update(d policy.Delta) {
 	}
 }
 
-// QueueResync makes the next Apply read the kernel, and replace the table if it is not ours.
+// QueueResync makes the next Apply read the kernel, and repair what is not as it should be.
 func (t *Table) QueueResync() { t.stale = true }
 
 // Refused returns the policies that the kernel does not take, and why. What they select is closed in the
@@ -110,35 +111,29 @@ func (t *Table) Apply(ctx context.Context) error {
 	if err := t.apply(ctx); err != nil {
 		return fmt.Errorf("change nft table inet %s: %w", desired.NFTPolicyTable, err)
 	}
-	if t.stale {
-		drift, err := t.handle.Compare(t.objects.ruleset())
-		if err != nil {
-			return fmt.Errorf("read nft table inet %s: %w", desired.NFTPolicyTable, err)
-		}
-		if t.stale = false; drift != "" {
-			t.replace = drift
-			if err := t.apply(ctx); err != nil {
-				return fmt.Errorf("replace nft table inet %s: %w", desired.NFTPolicyTable, err)
-			}
-		}
-	}
 	return errors.Join(t.unusable()...)
 }
 
-// apply commits what has changed. Each turn that is not the last makes the table replaced or a policy
-// refused, so it ends.
+// apply commits what has changed. Each turn that is not the last makes the table read, made anew, or a
+// policy refused, so it ends.
 func (t *Table) apply(ctx context.Context) error {
-	for {
+	for fresh := false; ; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		t.render()
+		if t.stale {
+			if err := t.read(); err != nil {
+				return err
+			}
+			fresh = true
+		}
 		tx := t.plan()
 		if !tx.Replace && len(tx.Ops) == 0 {
 			t.objects.committed(false)
 			return nil
 		}
-		err := t.handle.Commit(tx)
+		err := t.commit(tx)
 		var refused *RefusedError
 		switch {
 		case err == nil:
@@ -146,14 +141,39 @@ func (t *Table) apply(ctx context.Context) error {
 			return nil
 		case !errors.As(err, &refused):
 			return err
-		case !tx.Replace:
-			// Perhaps the table is not what we think. If it is made anew and the kernel still refuses, a
-			// policy is at fault.
-			t.replace = "the kernel refuses a change: " + err.Error()
-		case !t.blame(tx, refused):
+		case !fresh: // perhaps the table is not what we think
+			t.log.Warn("the kernel refuses a change, reading the nft policy table", "error", err)
+			t.stale = true
+		case t.blame(tx, refused): // it is rendered without
+		case !tx.Replace: // perhaps something foreign is in the way
+			t.replace = "the kernel refuses its repair: " + err.Error()
+		default:
 			return err
 		}
 	}
+}
+
+// read learns what the kernel holds. What is ours stays, be it of an earlier process: to delete and make
+// chains and maps anew, in one transaction, would cost packets. The kernel changes generation while a
+// packet is on its way through the old chain, and then finds the old map empty.
+func (t *Table) read() error {
+	a, err := t.handle.Read(t.objects.ruleset())
+	if err != nil {
+		return fmt.Errorf("read: %w", err)
+	}
+	t.stale = false
+	switch {
+	case !a.Exists:
+		t.replace = "there is no table"
+	case a.Odd != "":
+		t.replace = "not of ours: " + a.Odd
+	default:
+		if drift := t.objects.adopt(a); drift != "" {
+			t.log.Info("nft policy table repaired", "first", drift, "drift", t.adopted)
+		}
+	}
+	t.adopted = true
+	return nil
 }
 
 // render brings all that is dirty up to date.
@@ -165,8 +185,8 @@ func (t *Table) render() {
 		}
 	}
 	t.renderDevices()
-	if t.objects.confused && t.replace == "" {
-		t.replace = "a set has come back before it was gone"
+	if t.objects.confused {
+		t.stale = true
 	}
 }
 
@@ -177,7 +197,7 @@ func (t *Table) plan() Transaction {
 
 func (t *Table) committed(tx Transaction) {
 	if tx.Replace {
-		t.log.Info("nft policy table replaced", "why", t.replace)
+		t.log.Info("nft policy table made anew", "why", t.replace)
 		t.replace = ""
 	}
 	t.objects.committed(tx.Replace)
@@ -207,7 +227,7 @@ func (t *Table) Delete(context.Context) error {
 	if err := t.handle.Commit(Transaction{Delete: true}); err != nil && !errors.Is(err, syscall.ENOENT) {
 		return fmt.Errorf("delete nft table inet %s: %w", desired.NFTPolicyTable, err)
 	}
-	t.replace = "it was deleted"
+	t.stale = true
 	t.log.Info("nft policy table deleted")
 	return nil
 }

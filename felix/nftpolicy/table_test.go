@@ -110,8 +110,8 @@ func TestRefusedPolicy(t *testing.T) {
 				if rules := rulesOf(f, bad); len(d.Refused()) > 0 || len(rules) != 1 {
 					t.Errorf("refused = %v, rules = %v", d.Refused(), rules)
 				}
-				if drift, _ := f.Compare(d.objects.ruleset()); drift != "" {
-					t.Error(drift)
+				if diff := cmp.Diff(modelOf(d.objects.ruleset()).text(), f.table.text()); diff != "" {
+					t.Errorf("(-want +got):\n%s", diff)
 				}
 			})
 		}
@@ -341,5 +341,38 @@ func TestComment(t *testing.T) {
 	other := policy.RuleID{Policy: name(strings.Repeat("x", 200) + "y")}
 	if c := comment(long.String()); len(c) != longestComment || c == comment(other.String()) {
 		t.Errorf("comment = %q", c)
+	}
+}
+
+// TestStages: what is too large goes in parts, of which the last alone is met by packets.
+func TestStages(t *testing.T) {
+	b := three(t)
+	many := make([]string, 500)
+	for i := range many {
+		many[i] = fmt.Sprintf("10.1.%d.%d", i/250, i%250)
+	}
+	b.Sets["many"] = addressSet(many...)
+	want := newFake()
+	apply(t, New(want, quiet()), b.State)
+	for _, exists := range []bool{false, true} {
+		f := newFake()
+		d := New(f, quiet())
+		if exists {
+			apply(t, d, policy.NewState())
+		}
+		f.txs, f.limit = nil, 40
+		f.fail = func(tx Transaction) error {
+			for _, v := range f.table.sets[mapIngress].elements {
+				t.Errorf("%s is in force before all is there", v.Verdict.Chain)
+			}
+			return nil
+		}
+		apply(t, d, b.State)
+		if diff := cmp.Diff(want.table.text(), f.table.text()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+		if d.stale {
+			t.Error("the driver does not know what it has done")
+		}
 	}
 }

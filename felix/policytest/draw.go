@@ -85,6 +85,9 @@ func (d *dice) transportOf(p *Packet, is4 bool) {
 	p.MidStream = p.Protocol == policy.TCP && d.chance(8)
 }
 
+// byEval is why a packet has the verdict that it has, as a rule.
+const byEval = "policy/eval"
+
 // judge says what becomes of packets.
 type judge struct {
 	state *policy.State
@@ -104,26 +107,34 @@ func newJudge(s *policy.State, l []Pod) judge {
 	return j
 }
 
-// verdict is policy/eval's, but for what renderers have to do beyond it. doubtful: nobody says which.
+// verdict is policy/eval's, but for what renderers have to do beyond it. doubtful: nobody says which, or
+// how far the packet gets.
 func (j judge) verdict(p Packet) (v policy.Action, why string, doubtful bool) {
+	stream := p.MidStream && p.From != p.To && p.From != Node
 	for _, e := range []End{p.From, p.To} {
-		if e >= 0 && j.byPod[e] == nil {
-			return policy.Deny, e.String() + " is no endpoint", false
-		}
-	}
-	if p.MidStream && p.From != p.To && p.From != Node {
-		for _, e := range []End{p.From, p.To} {
-			if e < 0 {
-				continue
-			}
-			isolated, maybe := j.isolated(j.byPod[e])
-			if isolated {
-				return policy.Deny, e.String() + " is isolated, and this is the middle of a stream", false
-			}
+		if e >= 0 && stream && j.byPod[e] != nil {
+			_, maybe := j.isolated(j.byPod[e])
 			doubtful = doubtful || maybe
 		}
 	}
-	return j.eval.Evaluate(p.Packet).Verdict, "policy/eval", doubtful
+	for _, e := range []End{p.From, p.To} {
+		if e >= 0 && j.byPod[e] == nil {
+			return policy.Deny, e.String() + " is no endpoint", doubtful
+		}
+	}
+	for _, e := range []End{p.From, p.To} {
+		if e >= 0 && stream {
+			if j.closed(e) {
+				return policy.Deny, e.String() + " is isolated, and this is the middle of a stream", doubtful
+			}
+		}
+	}
+	return j.eval.Evaluate(p.Packet).Verdict, byEval, doubtful
+}
+
+func (j judge) closed(e End) bool {
+	isolated, _ := j.isolated(j.byPod[e])
+	return isolated
 }
 
 // isolated says whether policies restrict a pod; maybe: only such that decide nothing.
@@ -149,10 +160,19 @@ func (j judge) isolated(e *policy.Endpoint) (isolated, maybe bool) {
 
 // walks counts how often each rule matches a packet.
 func (j judge) walks(p Packet, counts map[policy.RuleID]uint64) {
-	if _, why, _ := j.verdict(p); why != "policy/eval" {
+	_, why, _ := j.verdict(p)
+	r := j.eval.Evaluate(p.Packet)
+	switch {
+	case p.From >= 0 && j.byPod[p.From] == nil:
+		return
+	case p.To >= 0 && j.byPod[p.To] == nil: // it gets as far as that, if it is not cut off before
+		if p.From >= 0 && p.MidStream && j.closed(p.From) {
+			return
+		}
+		r.Ingress = nil
+	case why != byEval:
 		return
 	}
-	r := j.eval.Evaluate(p.Packet)
 	for _, t := range []*eval.Trace{r.Egress, r.Ingress} {
 		if t == nil {
 			continue

@@ -19,16 +19,9 @@ import (
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
-// Pod is a pod of the lab.
-type Pod struct {
-	Device string
-	IPs    []netip.Addr // one of each family
-}
-
 const (
-	podCount = 7 // the last one is the rogue, which is no endpoint of any state
-	nodeMAC  = "ee:ee:ee:ee:ee:ee"
-	outMAC   = "02:00:00:00:ff:01"
+	nodeMAC = "ee:ee:ee:ee:ee:ee"
+	outMAC  = "02:00:00:00:ff:01"
 )
 
 // Lab is a node with pods, in the namespace that the test is in: see the package's comment.
@@ -42,45 +35,18 @@ type Lab struct {
 	wires *wires
 }
 
-func addrs(list ...string) []netip.Addr {
-	var out []netip.Addr
-	for _, s := range list {
-		out = append(out, netip.MustParseAddr(s))
-	}
-	return out
-}
-
 // NewLab makes a lab. It must be called inside of nettest.Run.
 func NewLab(t testing.TB) *Lab {
-	l := &Lab{
-		t:       t,
-		Outside: addrs("192.0.2.2", "192.0.2.130", "198.51.100.2", "2001:db8::2", "2001:db8::8000:1", "2001:db8:1::2"),
-		Node:    addrs("192.0.2.1", "2001:db8::1"),
-	}
-	l.addPods()
+	l := &Lab{t: t, Outside: outside(), Node: addrs("192.0.2.1", "2001:db8::1")}
+	l.Pods = pods()
+	l.Rogue, l.Pods = l.Pods[rogue], l.Pods[:rogue]
 	l.build()
 	l.wires = openWires(l)
 	return l
 }
 
-func (l *Lab) addPods() {
-	for i := range podCount {
-		p := Pod{Device: fmt.Sprintf("hel%011x", i+1), IPs: addrs(fmt.Sprintf("10.244.0.%d", i+1), fmt.Sprintf("fd00:244::%x", i+1))}
-		l.Pods = append(l.Pods, p)
-	}
-	l.Pods[podCount-1].Device = "hel0000000000f"
-	l.Rogue, l.Pods = l.Pods[podCount-1], l.Pods[:podCount-1]
-}
-
 // Endpoint returns a pod as an endpoint to which no policy applies.
-func (l *Lab) Endpoint(pod int) *policy.Endpoint {
-	open := policy.Chain{Default: policy.Allow}
-	id := policy.EndpointID{Namespace: "prod", Name: fmt.Sprintf("pod-%d", pod)}
-	return &policy.Endpoint{ID: id, Device: l.pod(End(pod)).Device, IPs: l.pod(End(pod)).IPs, Ingress: open, Egress: open}
-}
-
-// rogue is the number of the rogue.
-const rogue End = podCount - 1
+func (l *Lab) Endpoint(pod int) *policy.Endpoint { return endpoint(pod, l.Pods[pod]) }
 
 func (l *Lab) pod(e End) Pod {
 	if e == rogue {

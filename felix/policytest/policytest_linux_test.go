@@ -4,8 +4,6 @@ package policytest
 
 import (
 	"context"
-	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 
@@ -37,19 +35,11 @@ func (f *fake) nft(script string) error {
 	return err
 }
 
-func newDice(l *Lab, seed uint64) *dice {
-	d := &dice{Rand: rand.New(rand.NewPCG(seed, 0)), pods: append(slices.Clone(l.Pods), l.Rogue), outside: l.Outside, node: l.Node}
-	for i := range l.Pods {
-		d.endpoints = append(d.endpoints, l.Endpoint(i))
-	}
-	return d
-}
-
 // TestEverythingArrives: where there is no policy, each packet of each kind comes out where it should.
 func TestEverythingArrives(t *testing.T) {
 	nettest.Run(t, func(t *testing.T) {
 		l := NewLab(t)
-		d := newDice(l, 1)
+		d := newDice(1)
 		for range 5 {
 			packets := d.packets(300)
 			arrived, err := l.pass(packets)
@@ -85,9 +75,7 @@ func TestSeesBugs(t *testing.T) {
 
 // TestDraws: what is drawn is of use: states are valid, change, and decide either way.
 func TestDraws(t *testing.T) {
-	l := &Lab{Outside: addrs("192.0.2.2", "2001:db8::2"), Node: addrs("192.0.2.1", "2001:db8::1")}
-	l.addPods()
-	d := newDice(l, 1)
+	d := newDice(1)
 	state, told := policy.NewState(), policy.NewState()
 	verdicts, reasons := map[policy.Action]int{}, map[eval.Reason]int{}
 	for i := range 50 {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -51,11 +50,7 @@ func (r Result) String() string {
 func Check(t testing.TB, open func(t testing.TB) Renderer, o Options) Result {
 	o = o.defaults()
 	l := NewLab(t)
-	c := &check{Lab: l, open: open, options: o, have: policy.NewState()}
-	c.dice = &dice{Rand: rand.New(rand.NewPCG(o.Seed, 0)), pods: append(slices.Clone(l.Pods), l.Rogue), outside: l.Outside, node: l.Node} //nolint:gosec // repeatable on purpose
-	for i := range l.Pods {
-		c.dice.endpoints = append(c.dice.endpoints, l.Endpoint(i))
-	}
+	c := &check{Lab: l, open: open, options: o, have: policy.NewState(), dice: newDice(o.Seed)}
 	c.renderer = open(t)
 	for c.result.Packets < o.Packets && len(c.result.Mismatches) == 0 {
 		c.round()

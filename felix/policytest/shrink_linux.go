@@ -17,7 +17,7 @@ func (c *check) shrink(p Packet) (*policy.State, bool) {
 	if !c.fails(c.have, p) {
 		return c.have, false
 	}
-	const longest = 30 * time.Second
+	const longest = 10 * time.Second
 	small, deadline := c.have, time.Now().Add(longest)
 	for smaller := true; smaller; {
 		smaller = false

@@ -89,7 +89,32 @@ func openWires(l *Lab) *wires {
 	must("open raw sockets", w.openRaw())
 	go w.send()
 	l.t.Cleanup(w.close)
+	must("wait for the wires", w.warm())
 	return w
+}
+
+// warm returns once every wire carries frames both ways. The kernel makes a device ready some time after
+// the other end is, and drops what is sent before.
+func (w *wires) warm() error {
+	for e := Outside; e <= rogue; e++ {
+		for _, way := range []struct{ from, ifindex, to int }{{w.node, w.devices[e], w.peers}, {w.peers, w.ifindex[e], w.node}} {
+			var err error
+			for range 50 {
+				id := w.nextID(1)
+				send := func() error { return w.fenceFrame(way.from, way.ifindex, id) }
+				if err = w.do(send); err == nil {
+					_, err = w.collect(way.to, id, 100*time.Millisecond)
+				}
+				if err == nil {
+					break
+				}
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", e, err)
+			}
+		}
+	}
+	return nil
 }
 
 func packetSocket(protocol uint16) (int, error) {
@@ -208,39 +233,41 @@ type arrival struct {
 	at End
 }
 
-// fence returns once all that was sent has come out, and what came out meanwhile.
+// patience is how long a fence may take.
+const patience = 5 * time.Second
+
+// fence returns once all that was sent has come out, and what came out meanwhile. It goes through a wire to
+// the node first, then back, behind what the node has forwarded by then.
 func (w *wires) fence(id uint32) ([]arrival, error) {
-	payload := binary.BigEndian.AppendUint32(nil, id)
-	// First through the pods' wires to the node, then back, behind what the node has forwarded by then.
-	broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-	if err := w.do(func() error {
-		return w.frame(w.peers, w.ifindex[Outside], broadcast, peerMAC(Outside), fenceType, payload)
-	}); err != nil {
+	if err := w.do(func() error { return w.fenceFrame(w.peers, w.ifindex[Outside], id) }); err != nil {
 		return nil, err
 	}
-	if _, err := w.collect(w.node, id, nil); err != nil {
+	if _, err := w.collect(w.node, id, patience); err != nil {
 		return nil, fmt.Errorf("fence to the node: %w", err)
 	}
-	mac, _ := net.ParseMAC(outMAC)
-	if err := w.do(func() error { return w.frame(w.node, w.devices[Outside], broadcast, mac, fenceType, payload) }); err != nil {
+	if err := w.do(func() error { return w.fenceFrame(w.node, w.devices[Outside], id) }); err != nil {
 		return nil, err
 	}
-	got, err := w.collect(w.peers, id, nil)
+	got, err := w.collect(w.peers, id, patience)
 	if err != nil {
 		return nil, fmt.Errorf("fence to the pods: %w", err)
 	}
 	return w.drain(got), nil
 }
 
+func (w *wires) fenceFrame(fd, ifindex int, id uint32) error {
+	broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	return w.frame(fd, ifindex, broadcast, net.HardwareAddr{2, 0, 0, 0, 0xfe, 0}, fenceType, binary.BigEndian.AppendUint32(nil, id))
+}
+
 // collect reads a packet socket until the fence.
-func (w *wires) collect(fd int, id uint32, got []arrival) ([]arrival, error) {
-	const patience = 5 * time.Second
+func (w *wires) collect(fd int, id uint32, longest time.Duration) (got []arrival, err error) {
 	buf := make([]byte, 2048)
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(longest); time.Now().Before(deadline); {
 		n, from, err := unix.Recvfrom(fd, buf, 0)
 		switch {
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
-			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 100) //nolint:gosec // a descriptor
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 50) //nolint:gosec // a descriptor
 			continue
 		case err != nil:
 			return got, err

@@ -5,48 +5,87 @@ package watch
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/felix/feed"
 )
 
 // Kinds that go to the feed, by their resources.
 const (
-	Pods            feed.Kind = "pods"
-	Namespaces      feed.Kind = "namespaces"
-	NetworkPolicies feed.Kind = "networkpolicies.networking.k8s.io"
+	Pods                   feed.Kind = "pods"
+	Namespaces             feed.Kind = "namespaces"
+	Nodes                  feed.Kind = "nodes"
+	ServiceAccounts        feed.Kind = "serviceaccounts"
+	EndpointSlices         feed.Kind = "endpointslices.discovery.k8s.io"
+	NetworkPolicies        feed.Kind = "networkpolicies.networking.k8s.io"
+	OwnPolicies            feed.Kind = "networkpolicies.heliograph.dev"
+	GlobalPolicies         feed.Kind = "globalnetworkpolicies.heliograph.dev"
+	Tiers                  feed.Kind = "tiers.heliograph.dev"
+	NetworkSets            feed.Kind = "networksets.heliograph.dev"
+	GlobalNetworkSets      feed.Kind = "globalnetworksets.heliograph.dev"
+	ClusterNetworkPolicies feed.Kind = "clusternetworkpolicies.policy.networking.k8s.io"
 )
 
 // FeedTypes make an empty object of each kind that goes to the feed.
 func FeedTypes() map[feed.Kind]func() client.Object {
 	return map[feed.Kind]func() client.Object{
-		Pods:            func() client.Object { return &corev1.Pod{} },
-		Namespaces:      func() client.Object { return &corev1.Namespace{} },
-		NetworkPolicies: func() client.Object { return &networkingv1.NetworkPolicy{} },
+		Pods:                   func() client.Object { return &corev1.Pod{} },
+		Namespaces:             func() client.Object { return &corev1.Namespace{} },
+		Nodes:                  func() client.Object { return &corev1.Node{} },
+		ServiceAccounts:        func() client.Object { return &corev1.ServiceAccount{} },
+		EndpointSlices:         func() client.Object { return &discoveryv1.EndpointSlice{} },
+		NetworkPolicies:        func() client.Object { return &networkingv1.NetworkPolicy{} },
+		OwnPolicies:            func() client.Object { return &v1alpha1.NetworkPolicy{} },
+		GlobalPolicies:         func() client.Object { return &v1alpha1.GlobalNetworkPolicy{} },
+		Tiers:                  func() client.Object { return &v1alpha1.Tier{} },
+		NetworkSets:            func() client.Object { return &v1alpha1.NetworkSet{} },
+		GlobalNetworkSets:      func() client.Object { return &v1alpha1.GlobalNetworkSet{} },
+		ClusterNetworkPolicies: func() client.Object { return &policyv1alpha2.ClusterNetworkPolicy{} },
 	}
 }
+
+// optional are kinds that a cluster need not have.
+func optional(kind feed.Kind) bool { return kind == ClusterNetworkPolicies }
 
 // watchFeed hands each change of the kinds that policy follows from to the feed.
 func (w *Watcher) watchFeed(ctx context.Context) error {
 	for kind, empty := range FeedTypes() {
-		informer, err := w.cache.GetInformer(ctx, empty(), cache.BlockUntilSynced(false))
-		if err != nil {
-			return fmt.Errorf("watch %s: %w", kind, err)
+		if optional(kind) {
+			continue
 		}
-		registration, err := informer.AddEventHandler(feedHandler(kind, w.opts.Feed))
+		heard, err := w.watchKind(ctx, kind, empty())
 		if err != nil {
-			return fmt.Errorf("watch %s: %w", kind, err)
+			return err
 		}
-		w.heard = append(w.heard, registration.HasSynced)
+		w.heard = append(w.heard, heard)
 	}
 	return nil
+}
+
+// watchKind hands each change of one kind to the feed. What it returns says whether the feed has all that
+// there was when the watch began.
+func (w *Watcher) watchKind(ctx context.Context, kind feed.Kind, empty client.Object) (toolscache.InformerSynced, error) {
+	informer, err := w.cache.GetInformer(ctx, empty, cache.BlockUntilSynced(false))
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: %w", kind, err)
+	}
+	registration, err := informer.AddEventHandler(feedHandler(kind, w.opts.Feed))
+	if err != nil {
+		return nil, fmt.Errorf("watch %s: %w", kind, err)
+	}
+	return registration.HasSynced, nil
 }
 
 func feedHandler(kind feed.Kind, f *feed.Feed) toolscache.ResourceEventHandlerFuncs {
@@ -73,13 +112,28 @@ func feedHandler(kind feed.Kind, f *feed.Feed) toolscache.ResourceEventHandlerFu
 	}
 }
 
-// alike says whether two trimmed objects differ in nothing but their version: kubelet writes a pod's
-// status several times while it starts.
+// alike says whether two trimmed objects differ in nothing that policy follows from: kubelet writes a
+// pod's status several times while it starts, and a node's every minute; controllers write conditions.
 func alike(before, after any) bool {
-	b, ok := before.(*corev1.Pod)
-	a, ok2 := after.(*corev1.Pod)
-	return ok && ok2 && a.UID == b.UID && equality.Semantic.DeepEqual(a.Labels, b.Labels) && equality.Semantic.DeepEqual(a.Annotations, b.Annotations) &&
-		equality.Semantic.DeepEqual(a.Spec, b.Spec) && equality.Semantic.DeepEqual(a.Status, b.Status)
+	a, ok := after.(client.Object)
+	b, ok2 := before.(client.Object)
+	if !ok || !ok2 || a.GetUID() != b.GetUID() || !maps.Equal(a.GetLabels(), b.GetLabels()) || !maps.Equal(a.GetAnnotations(), b.GetAnnotations()) {
+		return false
+	}
+	switch a := a.(type) {
+	case *corev1.Pod:
+		b, ok := b.(*corev1.Pod)
+		return ok && equality.Semantic.DeepEqual(a.Spec, b.Spec) && equality.Semantic.DeepEqual(a.Status, b.Status)
+	case *corev1.Node:
+		b, ok := b.(*corev1.Node)
+		return ok && slices.Equal(a.Status.Addresses, b.Status.Addresses)
+	case *corev1.Namespace, *corev1.ServiceAccount:
+		return true
+	case *discoveryv1.EndpointSlice:
+		b, ok := b.(*discoveryv1.EndpointSlice)
+		return ok && equality.Semantic.DeepEqual(a.Endpoints, b.Endpoints) && equality.Semantic.DeepEqual(a.Ports, b.Ports)
+	}
+	return a.GetGeneration() == b.GetGeneration()
 }
 
 // trimPod keeps of a Pod what policy/compile reads, since an agent holds all pods of the cluster.
@@ -129,6 +183,38 @@ func trimContainers(containers []corev1.Container) []corev1.Container {
 		}
 	}
 	return out
+}
+
+// trimServiceAccount keeps name and labels.
+func trimServiceAccount(obj any) (any, error) {
+	s, ok := obj.(*corev1.ServiceAccount)
+	if !ok {
+		return obj, nil
+	}
+	return &corev1.ServiceAccount{
+		TypeMeta:   s.TypeMeta,
+		ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion, Labels: s.Labels},
+	}, nil
+}
+
+// trimEndpointSlice keeps addresses and ports: whether an endpoint is ready does not matter to policy.
+func trimEndpointSlice(obj any) (any, error) {
+	s, ok := obj.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return obj, nil
+	}
+	out := &discoveryv1.EndpointSlice{
+		TypeMeta: s.TypeMeta,
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: s.Namespace, Name: s.Name, UID: s.UID, ResourceVersion: s.ResourceVersion,
+			Labels: map[string]string{discoveryv1.LabelServiceName: s.Labels[discoveryv1.LabelServiceName]},
+		},
+		AddressType: s.AddressType, Ports: s.Ports,
+	}
+	for _, e := range s.Endpoints {
+		out.Endpoints = append(out.Endpoints, discoveryv1.Endpoint{Addresses: e.Addresses})
+	}
+	return out, nil
 }
 
 // trimNamespace keeps name and labels.

@@ -6,7 +6,9 @@
 package watch
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -19,17 +21,19 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
-	networkingv1 "k8s.io/api/networking/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/discovery"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
 	toolscache "k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/felix/feed"
@@ -43,12 +47,16 @@ type Options struct {
 	Path      string     // of the copy on disk
 	Feed      *feed.Feed // what policy follows from goes there
 	Log       *slog.Logger
+	// InstallCheck is how often the API server is asked for kinds that it lacked; default a minute.
+	InstallCheck time.Duration
 }
 
 // Watcher watches the kinds that an agent needs.
 type Watcher struct {
 	opts         Options
 	cache        cache.Cache
+	api          discovery.ServerResourcesInterface
+	decided      chan struct{} // closed once it is known which optional kinds there are
 	store        store
 	changed      chan struct{}
 	heard        []toolscache.InformerSynced // the feed has all that there was when the watch began
@@ -62,19 +70,24 @@ func Scheme() (*runtime.Scheme, error) {
 	if err := clientgoscheme.AddToScheme(s); err != nil {
 		return nil, fmt.Errorf("build scheme: %w", err)
 	}
-	return s, v1alpha1.AddToScheme(s)
+	return s, errors.Join(v1alpha1.AddToScheme(s), policyv1alpha2.Install(s))
 }
 
 // Mapper knows the kinds of Scheme that an agent uses, so that no client has to ask an API server
 // that may be away.
 func Mapper(scheme *runtime.Scheme) (meta.RESTMapper, error) {
 	m := meta.NewDefaultRESTMapper(nil)
-	for obj, scope := range map[runtime.Object]meta.RESTScope{
+	scopes := map[runtime.Object]meta.RESTScope{
 		&corev1.Node{}: meta.RESTScopeRoot, &corev1.Secret{}: meta.RESTScopeNamespace, &appsv1.DaemonSet{}: meta.RESTScopeNamespace,
 		&v1alpha1.IPPool{}: meta.RESTScopeRoot, &v1alpha1.IPBlock{}: meta.RESTScopeRoot, &v1alpha1.NodeStatus{}: meta.RESTScopeRoot,
 		&v1alpha1.BGPConfiguration{}: meta.RESTScopeRoot, &v1alpha1.BGPPeer{}: meta.RESTScopeRoot, &v1alpha1.FelixConfiguration{}: meta.RESTScopeRoot,
-		&corev1.Pod{}: meta.RESTScopeNamespace, &corev1.Namespace{}: meta.RESTScopeRoot, &networkingv1.NetworkPolicy{}: meta.RESTScopeNamespace,
-	} {
+	}
+	for kind, empty := range FeedTypes() {
+		if kind != Nodes { // above
+			scopes[empty()] = scopeOf(kind)
+		}
+	}
+	for obj, scope := range scopes {
 		gvk, err := apiutil.GVKForObject(obj, scheme)
 		if err != nil {
 			return nil, fmt.Errorf("map kinds: %w", err)
@@ -86,8 +99,18 @@ func Mapper(scheme *runtime.Scheme) (meta.RESTMapper, error) {
 	return m, nil
 }
 
+// scopeOf is the scope of a kind that goes to the feed.
+func scopeOf(kind feed.Kind) meta.RESTScope {
+	switch kind {
+	case Namespaces, Nodes, GlobalPolicies, Tiers, GlobalNetworkSets, ClusterNetworkPolicies:
+		return meta.RESTScopeRoot
+	}
+	return meta.RESTScopeNamespace
+}
+
 // New makes a watcher; Run starts it.
 func New(cfg *rest.Config, opts Options) (*Watcher, error) {
+	opts.InstallCheck = cmp.Or(opts.InstallCheck, defaultInstallCheck)
 	scheme, err := Scheme()
 	if err != nil {
 		return nil, err
@@ -102,10 +125,12 @@ func New(cfg *rest.Config, opts Options) (*Watcher, error) {
 		Mapper:           mapper,
 		DefaultTransform: cache.TransformStripManagedFields(),
 		ByObject: map[client.Object]cache.ByObject{
-			&corev1.Node{}:      {Transform: trimNode},
-			&corev1.Pod{}:       {Transform: trimPod},
-			&corev1.Namespace{}: {Transform: trimNamespace},
-			&corev1.Secret{}:    {Namespaces: here},
+			&corev1.Node{}:               {Transform: trimNode},
+			&corev1.Pod{}:                {Transform: trimPod},
+			&corev1.Namespace{}:          {Transform: trimNamespace},
+			&corev1.ServiceAccount{}:     {Transform: trimServiceAccount},
+			&discoveryv1.EndpointSlice{}: {Transform: trimEndpointSlice},
+			&corev1.Secret{}:             {Namespaces: here},
 			&appsv1.DaemonSet{}: {
 				Namespaces: here,
 				Field:      fields.OneTermEqualSelector("metadata.name", opts.DaemonSet),
@@ -115,7 +140,12 @@ func New(cfg *rest.Config, opts Options) (*Watcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make cache: %w", err)
 	}
+	api, err := discovery.NewDiscoveryClientForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("make discovery client: %w", err)
+	}
 	return &Watcher{
+		api: api, decided: make(chan struct{}),
 		opts: opts, cache: c, changed: make(chan struct{}, 1),
 		store: store{path: opts.Path},
 	}, nil
@@ -149,6 +179,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 	var waiting sync.WaitGroup
 	defer waiting.Wait()
 	waiting.Go(func() { w.awaitSync(ctx) })
+	waiting.Go(func() { w.watchOptional(ctx) })
 	if err := w.cache.Start(ctx); err != nil {
 		return fmt.Errorf("run cache: %w", err)
 	}
@@ -168,6 +199,11 @@ func (w *Watcher) watch(ctx context.Context, kind client.Object, h toolscache.Re
 }
 
 func (w *Watcher) awaitSync(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-w.decided:
+	}
 	if !w.cache.WaitForCacheSync(ctx) || !toolscache.WaitForCacheSync(ctx.Done(), w.heard...) {
 		return
 	}

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 	"github.com/heliograph-dev/heliograph/internal/apitest"
 )
@@ -32,7 +33,9 @@ const (
 // cluster is a real API server, seen by an administrator and by an agent with config/rbac's rights.
 type cluster struct {
 	admin client.Client
+	root  *rest.Config // the administrator's
 	agent *rest.Config
+	feed  *feed.Feed
 }
 
 func TestWatcherOnAPIServer(t *testing.T) {
@@ -46,6 +49,7 @@ func TestWatcherOnAPIServer(t *testing.T) {
 	})
 	t.Run("objects", func(t *testing.T) { testObjects(t, c, w) })
 	t.Run("changes", func(t *testing.T) { testChanges(t, c, w) })
+	t.Run("feed", func(t *testing.T) { testFeed(t, c) })
 	t.Run("order", func(t *testing.T) { testOrder(t, c, w) })
 	t.Run("uninstall", func(t *testing.T) { testUninstalling(t, c, w) })
 	stop()
@@ -58,7 +62,7 @@ func newCluster(t *testing.T) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{agent: rest.CopyConfig(cfg)}
+	c := &cluster{root: cfg, agent: rest.CopyConfig(cfg), feed: feed.New()}
 	if c.admin, err = client.New(cfg, client.Options{Scheme: scheme}); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +88,7 @@ func (c *cluster) start(t *testing.T) (w *Watcher, stop func()) {
 	t.Helper()
 	w, err := New(c.agent, Options{
 		Namespace: namespace, DaemonSet: "heliograph-agent", Path: filepath.Join(t.TempDir(), "snapshot.json"),
-		Log: slog.New(slog.DiscardHandler),
+		Log: slog.New(slog.DiscardHandler), Feed: c.feed, InstallCheck: 100 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -59,12 +59,17 @@ var rules = []rule{
 	{
 		packages: []string{
 			"felix/link", "felix/address", "felix/neigh", "felix/nexthop", "felix/route", "felix/nft", "felix/sysctl",
-			"felix/conntrack", "felix/rule", "felix/capability", "felix/kernel", "felix/explain", "felix/nftpolicy",
+			"felix/conntrack", "felix/rule", "felix/capability", "felix/kernel", "felix/explain", "felix/nftpolicy", "felix/iptables", "felix/nflog",
 		},
 		forbid: []string{
 			"k8s.io", "sigs.k8s.io", "github.com/osrg", module + "/api", module + "/bgp", module + "/felix/calc", module + "/felix/snapshot",
 		},
 		because: "a driver makes desired values true in one kernel subsystem; it knows nothing of the cluster",
+	},
+	{
+		packages: []string{"felix/iptables", "felix/nftpolicy"},
+		forbid:   []string{module + "/policy/compile", module + "/policy/eval"},
+		because:  "a renderer takes what was compiled, and is tested against the evaluator: it must not ask it",
 	},
 	{
 		packages: []string{"felix/policytest"},
@@ -169,7 +174,11 @@ func TestImports(t *testing.T) {
 
 // TestDriversAreStrangers keeps drivers from importing each other.
 func TestDriversAreStrangers(t *testing.T) {
+<<<<<<< HEAD
 	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "nftpolicy"}
+=======
+	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "iptables"}
+>>>>>>> ipt
 	for _, p := range list(t) {
 		for _, d := range drivers {
 			if p.ImportPath != module+"/felix/"+d {

@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"syscall"
+
+	"github.com/heliograph-dev/heliograph/policy"
+)
+
+// sets is the ipsets: what they should hold, and what the kernel lacks of it.
+type sets struct {
+	want  map[string]*set
+	gone  map[string]*set // perhaps in the kernel, and not wanted
+	dirty map[string]bool // of want: the kernel may lack something
+}
+
+// set is an ipset of one family.
+type set struct {
+	kind    policy.SetKind
+	family  policy.Family
+	created bool
+	members map[policy.Member]int  // how many members of ours are, or need, this one
+	pending map[policy.Member]bool // whether it joins or leaves the kernel's
+}
+
+func newSets() *sets { return &sets{map[string]*set{}, map[string]*set{}, map[string]bool{}} }
+
+// declare wants a set, with these members alone.
+func (s *sets) declare(name string, kind policy.SetKind, f policy.Family, members []policy.Member) {
+	x := s.want[name]
+	if x == nil {
+		x = s.gone[name]
+		delete(s.gone, name)
+	}
+	if x == nil {
+		x = &set{kind: kind, family: f, members: map[policy.Member]int{}, pending: map[policy.Member]bool{}}
+	}
+	s.want[name], s.dirty[name] = x, true
+	keep := map[policy.Member]int{}
+	for _, m := range members {
+		for _, e := range x.elements(m) {
+			keep[e]++
+		}
+	}
+	for e := range x.members {
+		if keep[e] == 0 {
+			x.mark(e, false)
+		}
+	}
+	for e := range keep {
+		if x.members[e] == 0 {
+			x.mark(e, true)
+		}
+	}
+	x.members = keep
+}
+
+// change lets members join and leave.
+func (s *sets) change(name string, add, remove []policy.Member) {
+	x := s.want[name]
+	if x == nil {
+		return
+	}
+	s.dirty[name] = true
+	for _, m := range add {
+		for _, e := range x.elements(m) {
+			if x.members[e]++; x.members[e] == 1 {
+				x.mark(e, true)
+			}
+		}
+	}
+	for _, m := range remove {
+		for _, e := range x.elements(m) {
+			switch x.members[e] {
+			case 0:
+			case 1:
+				delete(x.members, e)
+				x.mark(e, false)
+			default:
+				x.members[e]--
+			}
+		}
+	}
+}
+
+// drop no longer wants a set.
+func (s *sets) drop(name string) {
+	if x := s.want[name]; x != nil {
+		s.gone[name] = x
+		delete(s.want, name)
+		delete(s.dirty, name)
+	}
+}
+
+// elements are what a member is in an ipset: nothing in the other family's, and since an ipset takes no
+// network of all addresses, two halves.
+func (x *set) elements(m policy.Member) []policy.Member {
+	m.Prefix = m.Prefix.Masked()
+	if !m.Prefix.IsValid() || familyOf(m.Prefix.Addr()) != x.family || x.kind == policy.AddressPortSet && !m.Protocol.HasPorts() {
+		return nil
+	}
+	if x.kind == policy.AddressSet && m.Protocol != policy.AnyProtocol {
+		return nil
+	}
+	if m.Prefix.Bits() > 0 {
+		return []policy.Member{m}
+	}
+	low, high := m, m
+	low.Prefix, high.Prefix = halves(m.Prefix)
+	return []policy.Member{low, high}
+}
+
+// mark notes that the kernel has to add or remove an element, unless it takes back what was noted before.
+func (x *set) mark(e policy.Member, add bool) {
+	if was, ok := x.pending[e]; ok && was != add {
+		delete(x.pending, e)
+		return
+	}
+	x.pending[e] = add
+}
+
+// part returns what is pending of one sort, in order.
+func (x *set) part(add bool) []policy.Member {
+	var out []policy.Member
+	for e, a := range x.pending {
+		if a == add {
+			out = append(out, e)
+		}
+	}
+	slices.SortFunc(out, policy.Member.Compare)
+	return out
+}
+
+func (x *set) done(list []policy.Member) {
+	for _, e := range list {
+		delete(x.pending, e)
+	}
+}
+
+// learn compares the kernel's sets with those that are wanted, and returns the first difference.
+func (s *sets) learn(actual map[string]Set) (drift string) {
+	s.gone = map[string]*set{}
+	for _, name := range slices.Sorted(maps.Keys(actual)) {
+		if s.want[name] == nil {
+			s.gone[name] = &set{created: true, kind: actual[name].Kind, family: actual[name].Family, members: map[policy.Member]int{}, pending: map[policy.Member]bool{}}
+			for e := range actual[name].Members {
+				s.gone[name].members[e] = 1
+			}
+			drift = first(drift, "set "+name+" is not wanted")
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.want)) {
+		x := s.want[name]
+		kernel, exists := actual[name]
+		x.created, x.pending = exists, map[policy.Member]bool{}
+		for e := range x.members {
+			if _, ok := kernel.Members[e]; !ok {
+				x.pending[e] = true
+			}
+		}
+		for e := range kernel.Members {
+			if x.members[e] == 0 {
+				x.pending[e] = false
+			}
+		}
+		if !exists || len(x.pending) > 0 {
+			s.dirty[name] = true
+			drift = first(drift, fmt.Sprintf("set %s lacks, or has too many, %d members", name, len(x.pending)))
+		}
+	}
+	return drift
+}
+
+func first(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// grow creates sets and lets members join: before rules refer to them. Names of sets that the kernel
+// refuses are in the map.
+func (s *sets) grow(h Handle) (refused map[string]error, err error) {
+	refused = map[string]error{}
+	for _, name := range slices.Sorted(maps.Keys(s.dirty)) {
+		x := s.want[name]
+		if err := s.growOne(h, name, x); transient(err) {
+			return refused, err
+		} else if err != nil {
+			refused[name] = err
+		}
+	}
+	return refused, nil
+}
+
+func (s *sets) growOne(h Handle, name string, x *set) error {
+	if !x.created {
+		if err := h.CreateSet(name, x.kind, x.family); err != nil {
+			return fmt.Errorf("create ipset %s: %w", name, err)
+		}
+		x.created = true
+	}
+	add := x.part(true)
+	if len(add) == 0 {
+		return nil
+	}
+	if err := h.AddMembers(name, add); err != nil {
+		return fmt.Errorf("add %d members to ipset %s: %w", len(add), name, err)
+	}
+	x.done(add)
+	return nil
+}
+
+// shrink lets members leave and destroys sets: after rules no longer need them.
+func (s *sets) shrink(h Handle) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(s.dirty)) {
+		x := s.want[name]
+		if remove := x.part(false); len(remove) > 0 && x.created {
+			if err := h.RemoveMembers(name, remove); err != nil {
+				errs = append(errs, fmt.Errorf("remove %d members of ipset %s: %w", len(remove), name, err))
+				continue
+			}
+			x.done(remove)
+		}
+		if x.created && len(x.pending) == 0 {
+			delete(s.dirty, name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.gone)) {
+		if s.gone[name].created {
+			if err := h.DestroySet(name); err != nil && !errors.Is(err, syscall.ENOENT) {
+				errs = append(errs, fmt.Errorf("destroy ipset %s: %w", name, err))
+				continue
+			}
+		}
+		delete(s.gone, name)
+	}
+	return errors.Join(errs...)
+}
+
+func netMembers(nets []netip.Prefix) []policy.Member {
+	out := make([]policy.Member, 0, len(nets))
+	for _, p := range nets {
+		out = append(out, policy.Member{Prefix: p})
+	}
+	return out
+}
