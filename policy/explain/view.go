@@ -23,6 +23,7 @@ type View struct {
 	problems map[policy.PolicyID][]string
 	pods     map[policy.EndpointID]*corev1.Pod
 	byIP     map[netip.Addr]*corev1.Pod // pods that have addresses of their own
+	nodes    map[string][]netip.Addr
 	nodeOf   map[netip.Addr]string
 }
 
@@ -50,8 +51,9 @@ func NewView(c *Cluster) (*View, error) {
 	for _, p := range compiler.Problems() {
 		v.problems[p.Policy] = append(v.problems[p.Policy], p.Field+": "+p.Reason)
 	}
-	for name, n := range c.nodes {
-		for _, ip := range slices.Concat(n.sends, n.others) {
+	v.nodes = c.nodeAddresses()
+	for name, ips := range v.nodes {
+		for _, ip := range ips {
 			v.nodeOf[ip] = name
 		}
 	}
@@ -178,15 +180,23 @@ func (v *View) source(s Source) (End, error) {
 		}
 		return v.ipEnd(s.IP), nil
 	case s.Node != "":
-		n, ok := v.cluster.nodes[s.Node]
-		if !ok {
+		if _, ok := v.nodes[s.Node]; !ok {
 			return End{}, fmt.Errorf("there is no node %s", s.Node)
 		}
-		return End{Node: s.Node, IPs: n.sends}, nil
+		return End{Node: s.Node, IPs: v.sendsWith(s.Node)}, nil
 	}
 	e, err := v.podEnd(s.Pod)
-	if n := v.cluster.nodes[e.Node]; e.HostNetwork && len(n.sends) > 0 {
-		e.IPs = n.sends
+	if e.HostNetwork {
+		e.IPs = v.sendsWith(e.Node)
 	}
 	return e, err
+}
+
+// sendsWith are the addresses of a node's packets to other nodes' pods: those in the pod network, if they are
+// known.
+func (v *View) sendsWith(node string) []netip.Addr {
+	if ips := v.cluster.sends[node]; len(ips) > 0 {
+		return ips
+	}
+	return v.nodes[node]
 }
