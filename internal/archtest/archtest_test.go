@@ -174,7 +174,6 @@ func TestImports(t *testing.T) {
 
 // TestDriversAreStrangers keeps drivers from importing each other.
 func TestDriversAreStrangers(t *testing.T) {
-<<<<<<< HEAD
 	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "nftpolicy"}
 =======
 	drivers := []string{"link", "address", "neigh", "nexthop", "route", "nft", "sysctl", "conntrack", "rule", "capability", "explain", "iptables"}

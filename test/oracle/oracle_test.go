@@ -45,7 +45,7 @@ func TestOracle(t *testing.T) {
 				denied++
 			}
 			if got != want {
-				t.Errorf("seed %d: %+v: we allow it: %v, the oracle: %v\npolicies: %s", seed, p, got, want, dump(w.policies))
+				t.Errorf("seed %d: %+v: we allow it: %v, the oracle: %v\npolicies: %s\n%s", seed, p, got, want, dump(w.policies), dump(w.clusters))
 				if t.Failed() && cases > 1000 {
 					t.FailNow()
 				}

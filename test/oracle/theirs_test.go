@@ -5,6 +5,7 @@ package oracle
 import (
 	"context"
 	"net"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +17,10 @@ import (
 	"sigs.k8s.io/kube-network-policies/pkg/network"
 	"sigs.k8s.io/kube-network-policies/pkg/networkpolicy"
 	"sigs.k8s.io/kube-network-policies/pkg/podinfo"
+	npa "sigs.k8s.io/kube-network-policies/plugins/npa-v1alpha2"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
+	npafake "sigs.k8s.io/network-policy-api/pkg/client/clientset/versioned/fake"
+	npainformers "sigs.k8s.io/network-policy-api/pkg/client/informers/externalversions"
 
 	"github.com/heliograph-dev/heliograph/policy"
 	"github.com/heliograph-dev/heliograph/policy/eval"
@@ -23,19 +28,40 @@ import (
 
 // theirs is the engine, fed through the indexers of informers that never ran.
 type theirs struct {
-	engine                     *networkpolicy.PolicyEngine
-	pods, namespaces, policies cache.Indexer
+	engine                            *networkpolicy.PolicyEngine
+	pods, namespaces, ingress, egress cache.Indexer
+	nodes, clusters                   cache.Indexer
+}
+
+// byDirection asks one evaluator for ingress and another for egress, each of which knows the policies of that
+// direction alone: a policy of the other direction is taken for a final decision otherwise (TestOracleIsWrong).
+type byDirection struct {
+	*networkpolicy.StandardNetworkPolicy // for ingress, and all else
+	egress                               *networkpolicy.StandardNetworkPolicy
+}
+
+func (b byDirection) EvaluateEgress(ctx context.Context, p *network.Packet, src, dst *api.PodInfo) (api.Verdict, error) {
+	return b.egress.EvaluateEgress(ctx, p, src, dst)
 }
 
 func newTheirs() *theirs {
 	f := informers.NewSharedInformerFactory(fake.NewSimpleClientset(), 0)
-	pods, namespaces, policies := f.Core().V1().Pods(), f.Core().V1().Namespaces(), f.Networking().V1().NetworkPolicies()
-	e := networkpolicy.NewStandardNetworkPolicy("node", namespaces, pods, policies)
+	pods, namespaces := f.Core().V1().Pods(), f.Core().V1().Namespaces()
+	ingress, egress := f.Networking().V1().NetworkPolicies(), informers.NewSharedInformerFactory(fake.NewSimpleClientset(), 0).Networking().V1().NetworkPolicies()
+	nodes := f.Core().V1().Nodes()
+	clusters := npainformers.NewSharedInformerFactory(npafake.NewSimpleClientset(), 0).Policy().V1alpha2().ClusterNetworkPolicies()
 	return &theirs{
-		engine:     networkpolicy.NewPolicyEngine(podinfo.NewInformerProvider(pods, namespaces, nil, nil), []api.PolicyEvaluator{e}),
+		engine: networkpolicy.NewPolicyEngine(podinfo.NewInformerProvider(pods, namespaces, nil, nil), []api.PolicyEvaluator{
+			npa.NewClusterNetworkPolicy(policyv1alpha2.AdminTier, clusters, nil, nodes.Lister()),
+			byDirection{networkpolicy.NewStandardNetworkPolicy("node", namespaces, pods, ingress), networkpolicy.NewStandardNetworkPolicy("node", namespaces, pods, egress)},
+			npa.NewClusterNetworkPolicy(policyv1alpha2.BaselineTier, clusters, nil, nodes.Lister()),
+		}),
+		nodes:      nodes.Informer().GetIndexer(),
+		clusters:   clusters.Informer().GetIndexer(),
 		pods:       pods.Informer().GetIndexer(),
 		namespaces: namespaces.Informer().GetIndexer(),
-		policies:   policies.Informer().GetIndexer(),
+		ingress:    ingress.Informer().GetIndexer(),
+		egress:     egress.Informer().GetIndexer(),
 	}
 }
 
@@ -43,7 +69,13 @@ func newTheirs() *theirs {
 // server would have them, so that the known faults of the engine do not show.
 func (o *theirs) load(t *testing.T, w *world, literal bool) {
 	t.Helper()
-	var pods, namespaces, policies []any
+	var pods, namespaces, ingress, egress, nodes, clusters []any
+	for _, n := range w.nodes {
+		nodes = append(nodes, n)
+	}
+	for _, p := range w.clusters {
+		clusters = append(clusters, p)
+	}
 	for _, p := range w.pods {
 		pods = append(pods, p)
 	}
@@ -51,12 +83,21 @@ func (o *theirs) load(t *testing.T, w *world, literal bool) {
 		namespaces = append(namespaces, n)
 	}
 	for _, p := range w.policies {
-		if !literal {
-			p = normalised(p)
+		if literal {
+			ingress, egress = append(ingress, p), append(egress, p)
+			continue
 		}
-		policies = append(policies, p)
+		p = normalised(p)
+		if slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeIngress) {
+			ingress = append(ingress, p)
+		}
+		if slices.Contains(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress) {
+			egress = append(egress, p)
+		}
 	}
-	for indexer, list := range map[cache.Indexer][]any{o.pods: pods, o.namespaces: namespaces, o.policies: policies} {
+	for indexer, list := range map[cache.Indexer][]any{
+		o.pods: pods, o.namespaces: namespaces, o.ingress: ingress, o.egress: egress, o.nodes: nodes, o.clusters: clusters,
+	} {
 		if err := indexer.Replace(list, ""); err != nil {
 			t.Fatal(err)
 		}

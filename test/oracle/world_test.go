@@ -12,6 +12,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/policy"
 	"github.com/heliograph-dev/heliograph/policy/compile"
@@ -27,6 +28,8 @@ type world struct {
 	pods       []*corev1.Pod
 	namespaces []*corev1.Namespace
 	policies   []*networkingv1.NetworkPolicy
+	nodes      []*corev1.Node
+	clusters   []*policyv1alpha2.ClusterNetworkPolicy
 }
 
 func pick[T any](w *world, from ...T) T { return from[w.IntN(len(from))] }
@@ -44,6 +47,12 @@ func newWorld(seed uint64) *world {
 	}
 	for i := range 1 + w.IntN(9) {
 		w.policies = append(w.policies, w.policy(pick(w, "ns0", "ns1", "ns2"), fmt.Sprintf("p%d", i)))
+	}
+	for i := range nodes {
+		w.nodes = append(w.nodes, w.node(i))
+	}
+	for i := range w.IntN(6) {
+		w.clusters = append(w.clusters, w.cluster(fmt.Sprintf("c%d", i)))
 	}
 	return w
 }
@@ -201,15 +210,21 @@ func (w *world) address(v6 bool) netip.Addr {
 		}
 	}
 	if v6 {
-		return netip.MustParseAddr(pick(w, "2001:db8::1", "fd00:244::2:ff"))
+		return netip.MustParseAddr(pick(w, "2001:db8::1", "fd00:244::2:ff", "fd00:11::1"))
 	}
-	return netip.MustParseAddr(pick(w, "203.0.113.5", "203.0.113.200", "10.244.1.200", "192.0.2.1"))
+	return netip.MustParseAddr(pick(w, "203.0.113.5", "203.0.113.200", "10.244.1.200", "192.0.2.1", "192.168.11.1"))
 }
 
 // ours is an evaluator per node, of which each knows the endpoints of that node alone.
 type ours [nodes]*eval.Evaluator
 
 func (w *world) ours(t *testing.T) ours {
+	t.Helper()
+	return w.oursWith(t, func(*compile.Compiler) {})
+}
+
+// oursWith hands each compiler over, to be given more than the world has.
+func (w *world) oursWith(t *testing.T, more func(*compile.Compiler)) ours {
 	t.Helper()
 	var o ours
 	for i := range o {
@@ -220,14 +235,23 @@ func (w *world) ours(t *testing.T) ours {
 		for _, p := range w.policies {
 			c.SetNetworkPolicy(p)
 		}
+		for _, n := range w.nodes {
+			c.SetNode(n)
+		}
+		for _, p := range w.clusters {
+			c.SetClusterNetworkPolicy(p)
+		}
 		for _, p := range w.pods {
 			c.SetPod(p)
 			if !p.Spec.HostNetwork && p.Spec.NodeName == fmt.Sprintf("node%d", i) {
 				c.SetWorkload(workload(p))
 			}
 		}
-		if problems := c.Problems(); len(problems) > 0 {
-			t.Fatalf("valid policies are refused: %v", problems)
+		more(c)
+		for _, p := range c.Problems() {
+			if !p.Missing {
+				t.Fatalf("valid policies are refused: %s", p)
+			}
 		}
 		s := policy.NewState()
 		if err := s.Apply(c.Flush()); err != nil {

@@ -10,6 +10,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/policy"
 	"github.com/heliograph-dev/heliograph/policy/eval"
@@ -34,6 +35,7 @@ func TestOracleIsWrong(t *testing.T) {
 		name   string
 		spec   networkingv1.NetworkPolicySpec
 		change func(client, server *corev1.Pod)
+		base   *policyv1alpha2.ClusterNetworkPolicy
 		packet eval.Packet
 		want   policy.Action // theirs is the opposite
 	}{
@@ -77,12 +79,24 @@ func TestOracleIsWrong(t *testing.T) {
 			packet: eval.Packet{Src: server, Dst: server, Protocol: policy.TCP, DstPort: 80},
 			want:   policy.Allow,
 		},
+		{
+			name:   `"Further evaluation only happens for Pods not selected": a policy of egress decides nothing about ingress, so Baseline is asked`,
+			spec:   networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}},
+			base:   denyIngress(),
+			packet: eval.Packet{Src: netip.MustParseAddr("10.244.0.3"), Dst: server, Protocol: policy.TCP, DstPort: 80},
+			want:   policy.Deny,
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := &world{
 				pods:       []*corev1.Pod{simplePod("client", client), simplePod("server", server)},
 				namespaces: []*corev1.Namespace{{ObjectMeta: metav1.ObjectMeta{Name: "prod"}}},
 				policies:   []*networkingv1.NetworkPolicy{{ObjectMeta: metav1.ObjectMeta{Namespace: "prod", Name: "p"}, Spec: tt.spec}},
+			}
+			if tt.base != nil {
+				w.clusters = append(w.clusters, tt.base)
+				w.pods = append(w.pods, otherPod(netip.MustParseAddr("10.244.0.3")))
+				w.namespaces = append(w.namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "other"}})
 			}
 			if tt.change != nil {
 				tt.change(w.pods[0], w.pods[1])
@@ -104,5 +118,21 @@ func simplePod(name string, ip netip.Addr) *corev1.Pod {
 	p.Spec.NodeName = "node0"
 	p.Status.PodIP = ip.String()
 	p.Status.PodIPs = []corev1.PodIP{{IP: ip.String()}}
+	return p
+}
+
+// otherPod is of a namespace without policies of its own.
+func otherPod(ip netip.Addr) *corev1.Pod {
+	p := simplePod("other", ip)
+	p.Namespace = "other"
+	return p
+}
+
+func denyIngress() *policyv1alpha2.ClusterNetworkPolicy {
+	p := &policyv1alpha2.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "base"}}
+	p.Spec.Tier, p.Spec.Subject.Namespaces = policyv1alpha2.BaselineTier, &metav1.LabelSelector{}
+	p.Spec.Ingress = []policyv1alpha2.ClusterNetworkPolicyIngressRule{{
+		Action: policyv1alpha2.ClusterNetworkPolicyRuleActionDeny, From: []policyv1alpha2.ClusterNetworkPolicyIngressPeer{{Namespaces: &metav1.LabelSelector{}}},
+	}}
 	return p
 }
