@@ -23,7 +23,7 @@ import (
 
 func newPolicyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Look at network policy: what it does with a packet, what a change would change, where it is in force"}
-	cmd.AddCommand(newPolicyExplainCommand(), newPolicyImpactCommand())
+	cmd.AddCommand(newPolicyExplainCommand(), newPolicyImpactCommand(), newPolicyStatusCommand())
 	return cmd
 }
 

@@ -145,6 +145,9 @@ func (c *Cluster) Apply(ch Change) (*Cluster, error) {
 	return out, nil
 }
 
+// Objects lists those of a kind, in the order of their names.
+func (c *Cluster) Objects(k Kind) []Object { return of[Object](c, k.String()) }
+
 // of lists the objects of a type, which must be the kind's, in the order of their names.
 func of[T Object](c *Cluster, kind string) []T {
 	all := c.objects[kind]

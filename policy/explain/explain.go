@@ -54,7 +54,7 @@ type Kind struct {
 	// New and List make empty ones.
 	New  func() Object
 	List func() List
-	// set hands an object to the compiler; nil: the compiler does not ask for it.
+	// set hands an object to the compiler.
 	set func(*compile.Compiler, Object)
 }
 
@@ -95,11 +95,9 @@ func kind[T any, P interface {
 	if gv.Group != "" {
 		k.Resource += "." + gv.Group
 	}
-	if set != nil {
-		k.set = func(c *compile.Compiler, o Object) {
-			if typed, ok := o.(P); ok {
-				set(c, typed)
-			}
+	k.set = func(c *compile.Compiler, o Object) {
+		if typed, ok := o.(P); ok {
+			set(c, typed)
 		}
 	}
 	return k

@@ -34,14 +34,7 @@ func NewView(c *Cluster) (*View, error) {
 		byIP: map[netip.Addr]*corev1.Pod{}, nodeOf: map[netip.Addr]string{},
 	}
 	compiler := compile.New()
-	for _, k := range Kinds() {
-		if k.set == nil {
-			continue
-		}
-		for _, o := range of[Object](c, k.String()) {
-			k.set(compiler, o)
-		}
-	}
+	c.feed(compiler)
 	for _, p := range of[*corev1.Pod](c, "Pod") {
 		v.addPod(compiler, p)
 	}
@@ -59,6 +52,27 @@ func NewView(c *Cluster) (*View, error) {
 	}
 	v.eval = eval.New(v.state)
 	return v, nil
+}
+
+func (c *Cluster) feed(to *compile.Compiler) {
+	for _, k := range Kinds() {
+		for _, o := range c.Objects(k) {
+			k.set(to, o)
+		}
+	}
+}
+
+// Mistakes are what cannot be read in a cluster's policies, whatever else there is in it.
+func Mistakes(c *Cluster) map[policy.PolicyID][]string {
+	compiler := compile.New()
+	c.feed(compiler)
+	out := map[policy.PolicyID][]string{}
+	for _, p := range compiler.Problems() {
+		if !p.Missing {
+			out[p.Policy] = append(out[p.Policy], p.Field+": "+p.Reason)
+		}
+	}
+	return out
 }
 
 // addPod makes the pod an endpoint, as the CNI plugin of its node does.
