@@ -237,13 +237,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	return errors.Join(err, a.stop(farewell))
 }
 
-// inspect shows the BGP tables to root. Without it everything else goes on.
+// inspect shows BGP tables and policies to root. Without it everything else goes on.
 func (a *Agent) inspect(ctx context.Context) error {
 	server := inspect.New(inspect.Options{
 		Socket: filepath.Join(filepath.Dir(a.opts.Socket), filepath.Base(inspect.SocketPath)), Speakers: []inspect.Speaker{a.bgp.node, a.bgp.client}, Reflector: a.bgp.engine,
+		Policies: a.policy.enforcer,
 	}, a.log)
 	if err := server.Serve(ctx); err != nil {
-		a.log.Error("the BGP tables cannot be shown: bgp routes will have no answer from this node", "error", err)
+		a.log.Error("BGP tables and policies cannot be shown: bgp routes and policy status will have no answer from this node", "error", err)
 	}
 	<-ctx.Done()
 	return nil

@@ -6,8 +6,8 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"time"
 
+	"github.com/heliograph-dev/heliograph/felix/inforce"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -71,29 +71,8 @@ func (e *Enforcer) problems() []string {
 	return out
 }
 
-// InForceSince is a policy on this node. Its form as JSON is what `policy status -o json` prints.
-type InForceSince struct {
-	Policy     policy.PolicyID `json:"policy"`
-	Generation int64           `json:"generation"`
-	// Here says that the policy selects pods of this node.
-	Here  bool      `json:"here"`
-	Heard time.Time `json:"heard"`
-	// InForce is zero if it is not yet.
-	InForce time.Time `json:"inForce"`
-	// Rules with what they have seen.
-	Rules []RuleCount `json:"rules,omitempty"`
-	// Refused is why the kernel did not take it.
-	Refused string `json:"refused,omitempty"`
-}
-
-// RuleCount is what a rule has seen.
-type RuleCount struct {
-	Rule policy.RuleID `json:"rule"`
-	policy.Count
-}
-
 // Policies lists the policies that the agent knows, with the counters of their rules.
-func (e *Enforcer) Policies(ctx context.Context) (out []InForceSince, err error) {
+func (e *Enforcer) Policies(ctx context.Context) (out []inforce.Policy, err error) {
 	asked := e.ask(ctx, func() {
 		var counts map[policy.RuleID]policy.Count
 		if counts, err = e.use.Counters(ctx); err == nil {
@@ -106,22 +85,22 @@ func (e *Enforcer) Policies(ctx context.Context) (out []InForceSince, err error)
 	return out, err
 }
 
-func (e *Enforcer) list(counts map[policy.RuleID]policy.Count) []InForceSince {
-	rules := map[policy.PolicyID][]RuleCount{}
+func (e *Enforcer) list(counts map[policy.RuleID]policy.Count) []inforce.Policy {
+	rules := map[policy.PolicyID][]inforce.RuleCount{}
 	for id, c := range counts {
-		rules[id.Policy] = append(rules[id.Policy], RuleCount{Rule: id, Count: c})
+		rules[id.Policy] = append(rules[id.Policy], inforce.RuleCount{Rule: id, Count: c})
 	}
 	refused := e.refused()
-	var out []InForceSince
+	var out []inforce.Policy
 	for _, id := range slices.SortedFunc(maps.Keys(e.book.pages), policy.PolicyID.Compare) {
 		p := e.book.pages[id]
-		line := InForceSince{
+		line := inforce.Policy{
 			Policy: id, Generation: p.generation, Here: e.state.Policies[id] != nil, Heard: p.heard, InForce: p.inForce, Rules: rules[id],
 		}
 		if err := refused[id]; err != nil {
 			line.Refused = err.Error()
 		}
-		slices.SortFunc(line.Rules, func(a, b RuleCount) int { return compareRules(a.Rule, b.Rule) })
+		slices.SortFunc(line.Rules, func(a, b inforce.RuleCount) int { return compareRules(a.Rule, b.Rule) })
 		out = append(out, line)
 	}
 	return out

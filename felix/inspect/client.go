@@ -38,22 +38,34 @@ func NewClient(socket string) *Client {
 // Routes asks for the routes to some prefixes.
 func (c *Client) Routes(ctx context.Context, q Query) (Routes, error) {
 	var out Routes
-	u := url.URL{Scheme: "http", Host: "agent", Path: routesPath, RawQuery: q.values().Encode()}
+	err := c.get(ctx, routesPath, q.values(), &out)
+	return out, err
+}
+
+// Policies asks for the policies that the agent knows.
+func (c *Client) Policies(ctx context.Context, q PolicyQuery) (NodePolicies, error) {
+	var out NodePolicies
+	err := c.get(ctx, policyPath, q.values(), &out)
+	return out, err
+}
+
+func (c *Client) get(ctx context.Context, path string, query url.Values, out any) error {
+	u := url.URL{Scheme: "http", Host: "agent", Path: path, RawQuery: query.Encode()}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return out, err
+		return err
 	}
 	response, err := c.http.Do(r)
 	if err != nil {
-		return out, fmt.Errorf("ask the agent at %s: %w", c.socket, err)
+		return fmt.Errorf("ask the agent at %s: %w", c.socket, err)
 	}
 	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {
 		said, _ := io.ReadAll(io.LimitReader(response.Body, maxError))
-		return out, fmt.Errorf("the agent at %s: %s: %s", c.socket, response.Status, strings.TrimSpace(string(said)))
+		return fmt.Errorf("the agent at %s: %s: %s", c.socket, response.Status, strings.TrimSpace(string(said)))
 	}
-	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(&out); err != nil {
-		return out, fmt.Errorf("read the answer of the agent at %s: %w", c.socket, err)
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(out); err != nil {
+		return fmt.Errorf("read the answer of the agent at %s: %w", c.socket, err)
 	}
-	return out, nil
+	return nil
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package inspect shows the BGP tables of a node to whoever is root there: a server on a unix socket in
-// the agent, and its client. It reads what speakers and reflector hold, and changes nothing.
+// Package inspect shows the BGP tables of a node, and the policies in force there, to whoever is root: a server
+// on a unix socket in the agent, and its client. It reads what speakers, reflector and enforcer hold, and
+// changes nothing.
 //
-// It speaks HTTP/1.1: GET /bgp/routes?within=PREFIX, or ?containing=ADDRESS. Nothing that arrives can cost
+// It speaks HTTP/1.1: GET /bgp/routes?within=PREFIX, or ?containing=ADDRESS; GET /policy?rules=true, or
+// ?namespace=NAMESPACE&name=NAME. Nothing that arrives can cost
 // the agent much: connections are bounded in number and time, requests in length, answers in length, and
 // only a few are made at once.
 package inspect

@@ -17,6 +17,7 @@ import (
 
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/bgp/reflector"
+	"github.com/heliograph-dev/heliograph/felix/inforce"
 	"github.com/heliograph-dev/heliograph/internal/rootsock"
 )
 
@@ -25,6 +26,8 @@ const (
 	readTimeout = 5 * time.Second
 	// turnTimeout is how long a request waits for those before it.
 	turnTimeout = 5 * time.Second
+	// collectTimeout is how long who enforces policy may take to answer: it may be at work.
+	collectTimeout = 10 * time.Second
 	// writeTimeout is how long it may take from a request to the end of its answer, with the wait.
 	writeTimeout = 20 * time.Second
 	// stopTimeout is how long answers under way may take when the agent stops.
@@ -37,6 +40,8 @@ const (
 	maxHeader = 8 << 10
 	// defaultMaxPaths of an answer: some 15 MB for each of the two tables.
 	defaultMaxPaths = 50_000
+	// defaultMaxRules of an answer: some 10 MB.
+	defaultMaxRules = 50_000
 )
 
 // Speaker is a BGP speaker of the node; *speaker.Speaker satisfies it.
@@ -55,6 +60,13 @@ type Options struct {
 	Speakers  []Speaker
 	Reflector Reflector // nil: none
 	MaxPaths  int       // shown of the speakers, and again of the reflector; default 50,000
+	Policies  Policies  // nil: no policy is enforced here
+	MaxRules  int       // shown with their counters, and so many policies; default 50,000
+}
+
+// Policies are those of the node; *enforce.Enforcer satisfies it.
+type Policies interface {
+	Policies(ctx context.Context) ([]inforce.Policy, error)
 }
 
 // Server answers on the socket.
@@ -69,6 +81,7 @@ type Server struct {
 func New(opts Options, log *slog.Logger) *Server {
 	opts.Socket = cmp.Or(opts.Socket, SocketPath)
 	opts.MaxPaths = cmp.Or(opts.MaxPaths, defaultMaxPaths)
+	opts.MaxRules = cmp.Or(opts.MaxRules, defaultMaxRules)
 	return &Server{opts: opts, log: log, open: make(chan struct{}, maxConnections), working: make(chan struct{}, maxWorking)}
 }
 
@@ -81,6 +94,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+routesPath, s.routes)
+	mux.HandleFunc("GET "+policyPath, s.policy)
 	server := &http.Server{
 		Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
@@ -96,7 +110,7 @@ func (s *Server) Serve(ctx context.Context) error {
 			_ = server.Close()
 		}
 	})
-	s.log.Info("showing the BGP tables to root", "socket", s.opts.Socket)
+	s.log.Info("showing BGP tables and policies to root", "socket", s.opts.Socket)
 	err = server.Serve(&listener{UnixListener: l, open: s.open, log: s.log})
 	if !stop() {
 		<-stopped
@@ -106,27 +120,48 @@ func (s *Server) Serve(ctx context.Context) error {
 }
 
 func (s *Server) routes(w http.ResponseWriter, r *http.Request) {
+	q, err := parseValues(r.URL.RawQuery)
+	s.answer(w, r, err, func(context.Context) (any, error) { return s.collect(q), nil })
+}
+
+func (s *Server) policy(w http.ResponseWriter, r *http.Request) {
+	if s.opts.Policies == nil {
+		http.Error(w, "no policy is enforced here", http.StatusNotFound)
+		return
+	}
+	q, err := parsePolicyValues(r.URL.RawQuery)
+	s.answer(w, r, err, func(ctx context.Context) (any, error) { return s.collectPolicies(ctx, q) })
+}
+
+// answer makes an answer when it is the request's turn. wrong is what is wrong with the request.
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, wrong error, collect func(context.Context) (any, error)) {
 	if r.ContentLength != 0 {
 		http.Error(w, "a request has no body", http.StatusBadRequest)
 		return
 	}
-	q, err := parseValues(r.URL.RawQuery)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+	if wrong != nil {
+		http.Error(w, wrong.Error(), http.StatusBadRequest)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), turnTimeout)
+	turn, cancel := context.WithTimeout(r.Context(), turnTimeout)
 	defer cancel()
 	select {
 	case s.working <- struct{}{}:
 		defer func() { <-s.working }()
-	case <-ctx.Done():
+	case <-turn.Done():
 		http.Error(w, "too many requests at once", http.StatusServiceUnavailable)
 		return
 	}
+	ctx, cancel := context.WithTimeout(r.Context(), collectTimeout)
+	defer cancel()
+	out, err := collect(ctx)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
-	if err := json.NewEncoder(w).Encode(s.collect(q)); err != nil {
-		s.log.Warn("cannot answer a request", "query", q.String(), "error", err)
+	if err := json.NewEncoder(w).Encode(out); err != nil {
+		s.log.Warn("cannot answer a request", "path", r.URL.Path, "query", r.URL.RawQuery, "error", err)
 	}
 }
 

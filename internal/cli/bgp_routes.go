@@ -21,7 +21,7 @@ const (
 	// maxAsked is how many nodes are asked without --node, maxAsking how many of them at once.
 	maxAsked  = 16
 	maxAsking = 8
-	// routesLimit is how many bytes of a node's routes are read: twice what a full answer has.
+	// routesLimit is how many bytes of a node's answer are read: twice what a full one with routes has.
 	routesLimit = 64 << 20
 )
 
@@ -114,50 +114,67 @@ func (s bgpState) reflecting() []string {
 	return out
 }
 
-// askAll asks nodes, some at a time. A node that cannot be asked is part of the answer.
+// askAll asks nodes for their routes. A node that cannot be asked is part of the answer.
 func askAll(ctx context.Context, nodes []string, ask func(context.Context, string) (inspect.Routes, error)) []nodeRoutes {
 	out := make([]nodeRoutes, len(nodes))
+	answers, errs := askEach(ctx, nodes, ask)
+	for i, node := range nodes {
+		out[i] = nodeRoutes{Node: node, Routes: inspect.Routes{Paths: []inspect.Path{}, Reflected: []inspect.Route{}}}
+		if errs[i] != nil {
+			out[i].NotAsked = errs[i].Error()
+			continue
+		}
+		out[i].Routes = answers[i]
+	}
+	return out
+}
+
+// askEach asks nodes, some at a time.
+func askEach[T any](ctx context.Context, nodes []string, ask func(context.Context, string) (T, error)) ([]T, []error) {
+	answers, errs := make([]T, len(nodes)), make([]error, len(nodes))
 	turn := make(chan struct{}, maxAsking)
 	var asking sync.WaitGroup
 	for i, node := range nodes {
 		asking.Go(func() {
 			turn <- struct{}{}
 			defer func() { <-turn }()
-			out[i] = nodeRoutes{Node: node, Routes: inspect.Routes{Paths: []inspect.Path{}, Reflected: []inspect.Route{}}}
-			r, err := ask(ctx, node)
-			if err != nil {
-				out[i].NotAsked = err.Error()
-				return
-			}
-			out[i].Routes = r
+			answers[i], errs[i] = ask(ctx, node)
 		})
 	}
 	asking.Wait()
-	return out
+	return answers, errs
 }
 
 // askRoutes runs bgp-routes in the agent's pod on a node.
 func askRoutes(ctx context.Context, cfg *rest.Config, c client.Client, namespace, node string, q inspect.Query) (inspect.Routes, error) {
-	ctx, cancel := context.WithTimeout(ctx, execTimeout)
-	defer cancel()
 	var out inspect.Routes
-	pod, err := agentPod(ctx, c, namespace, node)
-	if err != nil {
-		return out, err
-	}
-	command := []string{"/heliograph", bgpRoutesOnNode}
+	args := []string{bgpRoutesOnNode}
 	if s := q.String(); s != "" {
-		command = append(command, s)
+		args = append(args, s)
 	}
-	answer, err := execInPod(ctx, cfg, pod, "agent", routesLimit, command...)
-	if err != nil {
-		return out, fmt.Errorf("run %s in pod %s/%s: %w", bgpRoutesOnNode, pod.Namespace, pod.Name, err)
-	}
-	if err := json.Unmarshal(answer, &out); err != nil {
-		return out, fmt.Errorf("the answer of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	if err := askAgent(ctx, cfg, c, namespace, node, &out, args...); err != nil {
+		return out, err
 	}
 	out.Paths, out.Reflected = slices.Concat([]inspect.Path{}, out.Paths), slices.Concat([]inspect.Route{}, out.Reflected) // never null
 	return out, nil
+}
+
+// askAgent runs a subcommand in the agent's pod on a node, which prints an answer as JSON.
+func askAgent(ctx context.Context, cfg *rest.Config, c client.Client, namespace, node string, out any, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, execTimeout)
+	defer cancel()
+	pod, err := agentPod(ctx, c, namespace, node)
+	if err != nil {
+		return err
+	}
+	answer, err := execInPod(ctx, cfg, pod, "agent", routesLimit, append([]string{"/heliograph"}, args...)...)
+	if err != nil {
+		return fmt.Errorf("run %s in pod %s/%s: %w", args[0], pod.Namespace, pod.Name, err)
+	}
+	if err := json.Unmarshal(answer, out); err != nil {
+		return fmt.Errorf("the answer of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return nil
 }
 
 // bgpRoutesOnNode is the subcommand that runs on the node.

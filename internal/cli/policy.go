@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/tools/clientcmd"
@@ -24,22 +23,27 @@ import (
 
 func newPolicyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Look at network policy: what it does with a packet, what a change would change, where it is in force"}
-	cmd.AddCommand(newPolicyExplainCommand(), newPolicyImpactCommand())
+	cmd.AddCommand(newPolicyExplainCommand(), newPolicyImpactCommand(), newPolicyStatusCommand())
 	return cmd
 }
 
 // page is how many objects one request lists.
 const page = 500
 
-// readPolicyCluster lists all that policy follows from, with the caller's rights.
-func readPolicyCluster(ctx context.Context, c client.Client) (*explain.Cluster, error) {
-	out := explain.NewCluster()
+// readPolicyCluster lists all that policy follows from, with the caller's rights. Notes say what an answer lacks.
+func readPolicyCluster(ctx context.Context, c client.Client) (out *explain.Cluster, notes []string, err error) {
+	out = explain.NewCluster()
 	for _, k := range explain.Kinds() {
-		if err := readKind(ctx, c, k, out); err != nil {
-			return nil, err
+		err := readKind(ctx, c, k, out)
+		switch {
+		case err == nil:
+		case k.Dispensable && apierrors.IsForbidden(err):
+			notes = append(notes, fmt.Sprintf("without the right to list %s, policies that refer to them are not seen as nodes see them", k.Resource))
+		default:
+			return nil, nil, err
 		}
 	}
-	return out, nil
+	return out, notes, nil
 }
 
 func readKind(ctx context.Context, c client.Client, k explain.Kind, to *explain.Cluster) error {
@@ -63,40 +67,22 @@ func readKind(ctx context.Context, c client.Client, k explain.Kind, to *explain.
 	}
 }
 
-// readNodeAddresses learns the addresses of nodes, and with which of them they talk to pods of other nodes.
+// readNodeAddresses learns with which addresses nodes talk to pods of other nodes.
 func readNodeAddresses(ctx context.Context, c client.Client, to *explain.Cluster) error {
-	var (
-		nodes    corev1.NodeList
-		statuses v1alpha1.NodeStatusList
-	)
-	if err := c.List(ctx, &nodes); err != nil {
-		return fmt.Errorf("list nodes: %w", err)
-	}
+	var statuses v1alpha1.NodeStatusList
 	if err := c.List(ctx, &statuses); err != nil {
 		return fmt.Errorf("list NodeStatuses: %w", err)
 	}
-	sends := map[string][]netip.Addr{}
 	for _, s := range statuses.Items {
-		sends[s.Name] = addresses(s.Status.PodNetworkIPs...)
-	}
-	for _, n := range nodes.Items {
-		var others []netip.Addr
-		for _, a := range n.Status.Addresses {
-			others = append(others, addresses(a.Address)...) // those that are names are left out
+		var ips []netip.Addr
+		for _, text := range s.Status.PodNetworkIPs {
+			if ip, err := netip.ParseAddr(text); err == nil {
+				ips = append(ips, ip.Unmap())
+			}
 		}
-		to.SetNode(n.Name, sends[n.Name], others)
+		to.SetNode(s.Name, ips)
 	}
 	return nil
-}
-
-func addresses(texts ...string) []netip.Addr {
-	var ips []netip.Addr
-	for _, text := range texts {
-		if ip, err := netip.ParseAddr(text); err == nil {
-			ips = append(ips, ip.Unmap())
-		}
-	}
-	return ips
 }
 
 // changeFlags say what a dry run changes.

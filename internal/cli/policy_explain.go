@@ -76,7 +76,7 @@ func parsePolicyQuery(from, to string) (q explain.Query, err error) {
 }
 
 func explainPolicy(ctx context.Context, c client.Client, q explain.Query, change explain.Change) (*explain.Answer, error) {
-	cluster, err := readPolicyCluster(ctx, c)
+	cluster, notes, err := readPolicyCluster(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,12 @@ func explainPolicy(ctx context.Context, c client.Client, q explain.Query, change
 	if err != nil {
 		return nil, err
 	}
-	return view.Explain(q)
+	answer, err := view.Explain(q)
+	if err != nil {
+		return nil, err
+	}
+	answer.Notes = append(answer.Notes, notes...)
+	return answer, nil
 }
 
 // policyAnswer is what policy explain prints.

@@ -59,7 +59,7 @@ func newPolicyImpactCommand() *cobra.Command {
 }
 
 func policyImpactOf(ctx context.Context, c client.Client, change explain.Change) (*explain.Impact, error) {
-	cluster, err := readPolicyCluster(ctx, c)
+	cluster, notes, err := readPolicyCluster(ctx, c)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,9 @@ func policyImpactOf(ctx context.Context, c client.Client, change explain.Change)
 	if err != nil {
 		return nil, err
 	}
-	return explain.NewImpact(before, after), nil
+	impact := explain.NewImpact(before, after)
+	impact.Notes = append(impact.Notes, notes...)
+	return impact, nil
 }
 
 // policyImpact is what policy impact prints.

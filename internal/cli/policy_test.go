@@ -12,7 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -46,11 +45,7 @@ func newPolicyAPI(t *testing.T) policyAPI {
 }
 
 func (p policyAPI) List(_ context.Context, list client.ObjectList, opts ...client.ListOption) error {
-	switch nodes := list.(type) {
-	case *corev1.NodeList:
-		nodes.Items = nodesNamed("node1", "node2")
-		return nil
-	case *v1alpha1.NodeStatusList:
+	if nodes, ok := list.(*v1alpha1.NodeStatusList); ok {
 		for i := 1; i <= 2; i++ {
 			nodes.Items = append(nodes.Items, v1alpha1.NodeStatus{
 				ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("node%d", i)},
@@ -135,6 +130,15 @@ func TestPolicyExplainNeedsRights(t *testing.T) {
 	_, err := explainPolicy(t.Context(), api, explain.Query{}, explain.Change{})
 	if err == nil || !strings.Contains(err.Error(), "policy follows from networkpolicies.networking.k8s.io, so the right to list them is needed") {
 		t.Errorf("error = %v", err)
+	}
+	api.forbidden = "nodes"
+	q, err := parsePolicyQuery("prod/db-0", "prod/db-1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := explainPolicy(t.Context(), api, q, explain.Change{})
+	if err != nil || len(a.Notes) != 1 || !strings.HasPrefix(a.Notes[0], "without the right to list nodes") {
+		t.Errorf("%+v, %v", a, err)
 	}
 }
 

@@ -48,7 +48,7 @@ func newRoot(name string) *cobra.Command {
 	root.AddCommand(
 		newAgentCommand(), newControllerCommand(), newInstallCommand(), reflectd.NewCommand(), newStatusCommand(),
 		newPathsCommand(), newBGPCommand(), newBGPRoutesOnNodeCommand(), newRouteCommand(), newKernelRouteCommand(),
-		newPolicyCommand(), newVersionCommand(),
+		newPolicyCommand(), newPolicyOnNodeCommand(), newVersionCommand(),
 	)
 	return root
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	apimeta "k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
 )
@@ -50,22 +51,17 @@ func ParseRef(s string) (Ref, error) {
 // Cluster is the objects of a cluster. Objects that were put into it are not changed afterwards.
 type Cluster struct {
 	objects map[string]map[Ref]Object // by kind
-	nodes   map[string]node
-}
-
-type node struct {
-	sends  []netip.Addr
-	others []netip.Addr
+	sends   map[string][]netip.Addr   // by node
 }
 
 // NewCluster returns a cluster without objects.
 func NewCluster() *Cluster {
-	return &Cluster{objects: map[string]map[Ref]Object{}, nodes: map[string]node{}}
+	return &Cluster{objects: map[string]map[Ref]Object{}, sends: map[string][]netip.Addr{}}
 }
 
 // Clone returns a cluster with the same objects.
 func (c *Cluster) Clone() *Cluster {
-	out := &Cluster{objects: make(map[string]map[Ref]Object, len(c.objects)), nodes: maps.Clone(c.nodes)}
+	out := &Cluster{objects: make(map[string]map[Ref]Object, len(c.objects)), sends: maps.Clone(c.sends)}
 	for k, all := range c.objects {
 		out.objects[k] = maps.Clone(all)
 	}
@@ -104,9 +100,20 @@ func (c *Cluster) Delete(r Ref) bool {
 	return ok
 }
 
-// SetNode says with which addresses a node sends its own packets to other nodes' pods, and which it has besides.
-func (c *Cluster) SetNode(name string, sends, others []netip.Addr) {
-	c.nodes[name] = node{sends: sends, others: others}
+// SetNode says with which addresses a node sends its own packets to other nodes' pods.
+func (c *Cluster) SetNode(name string, sends []netip.Addr) { c.sends[name] = sends }
+
+// nodeAddresses are all that are known of each node.
+func (c *Cluster) nodeAddresses() map[string][]netip.Addr {
+	out := maps.Clone(c.sends)
+	for _, n := range of[*corev1.Node](c, "Node") {
+		texts := make([]string, 0, len(n.Status.Addresses))
+		for _, a := range n.Status.Addresses {
+			texts = append(texts, a.Address) // names are left out below
+		}
+		out[n.Name] = append(slices.Clip(out[n.Name]), parseIPs(texts)...)
+	}
+	return out
 }
 
 // Change is objects to put into a cluster, and others to take away.
@@ -137,6 +144,9 @@ func (c *Cluster) Apply(ch Change) (*Cluster, error) {
 	}
 	return out, nil
 }
+
+// Objects lists those of a kind, in the order of their names.
+func (c *Cluster) Objects(k Kind) []Object { return of[Object](c, k.String()) }
 
 // of lists the objects of a type, which must be the kind's, in the order of their names.
 func of[T Object](c *Cluster, kind string) []T {

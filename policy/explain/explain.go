@@ -21,7 +21,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/policy/compile"
 )
 
@@ -46,31 +48,41 @@ type Kind struct {
 	Cluster bool
 	// Optional says that a cluster may do without the kind: its definition is not part of Kubernetes.
 	Optional bool
+	// Dispensable says that few policies refer to the kind: without the right to it, an answer is still worth
+	// having, with a note.
+	Dispensable bool
 	// New and List make empty ones.
 	New  func() Object
 	List func() List
-	// set hands an object to the compiler; nil: the compiler does not ask for it.
+	// set hands an object to the compiler.
 	set func(*compile.Compiler, Object)
 }
 
 // String is the kind as users write it: with its group where Kubernetes has the name too.
 func (k Kind) String() string {
-	if k.Group == heliographGroup && k.Kind == "NetworkPolicy" {
+	if k.Group == v1alpha1.GroupVersion.Group && k.Kind == "NetworkPolicy" {
 		return k.Kind + "." + k.Group
 	}
 	return k.Kind
 }
 
-const heliographGroup = "heliograph.dev"
-
 // Kinds lists them all. Whoever adds one to the compiler adds a line here.
 func Kinds() []Kind {
+	core, net, ours, cluster := corev1.SchemeGroupVersion, networkingv1.SchemeGroupVersion, v1alpha1.GroupVersion, schema.GroupVersion(policyv1alpha2.GroupVersion)
 	return []Kind{
-		kind(corev1.SchemeGroupVersion, "Namespace", "namespaces", func() List { return &corev1.NamespaceList{} }, (*compile.Compiler).SetNamespace).ofCluster(),
-		kind(corev1.SchemeGroupVersion, "Pod", "pods", func() List { return &corev1.PodList{} }, (*compile.Compiler).SetPod),
-		kind[corev1.Service](corev1.SchemeGroupVersion, "Service", "services", func() List { return &corev1.ServiceList{} }, nil),
-		kind[discoveryv1.EndpointSlice](discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslices", func() List { return &discoveryv1.EndpointSliceList{} }, nil),
-		kind(networkingv1.SchemeGroupVersion, "NetworkPolicy", "networkpolicies", func() List { return &networkingv1.NetworkPolicyList{} }, (*compile.Compiler).SetNetworkPolicy),
+		kind(core, "Namespace", "namespaces", func() List { return &corev1.NamespaceList{} }, (*compile.Compiler).SetNamespace).ofCluster(),
+		kind(core, "Node", "nodes", func() List { return &corev1.NodeList{} }, (*compile.Compiler).SetNode).ofCluster().dispensable(),
+		kind(core, "ServiceAccount", "serviceaccounts", func() List { return &corev1.ServiceAccountList{} }, (*compile.Compiler).SetServiceAccount).dispensable(),
+		kind(core, "Service", "services", func() List { return &corev1.ServiceList{} }, (*compile.Compiler).SetService),
+		kind(discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslices", func() List { return &discoveryv1.EndpointSliceList{} }, (*compile.Compiler).SetEndpointSlice),
+		kind(core, "Pod", "pods", func() List { return &corev1.PodList{} }, (*compile.Compiler).SetPod),
+		kind(net, "NetworkPolicy", "networkpolicies", func() List { return &networkingv1.NetworkPolicyList{} }, (*compile.Compiler).SetNetworkPolicy),
+		kind(ours, "NetworkPolicy", "networkpolicies", func() List { return &v1alpha1.NetworkPolicyList{} }, (*compile.Compiler).SetPolicy).optional(),
+		kind(ours, "GlobalNetworkPolicy", "globalnetworkpolicies", func() List { return &v1alpha1.GlobalNetworkPolicyList{} }, (*compile.Compiler).SetGlobalPolicy).ofCluster().optional(),
+		kind(ours, "Tier", "tiers", func() List { return &v1alpha1.TierList{} }, (*compile.Compiler).SetTier).ofCluster().optional(),
+		kind(ours, "NetworkSet", "networksets", func() List { return &v1alpha1.NetworkSetList{} }, (*compile.Compiler).SetNetworkSet).optional(),
+		kind(ours, "GlobalNetworkSet", "globalnetworksets", func() List { return &v1alpha1.GlobalNetworkSetList{} }, (*compile.Compiler).SetGlobalNetworkSet).ofCluster().optional(),
+		kind(cluster, "ClusterNetworkPolicy", "clusternetworkpolicies", func() List { return &policyv1alpha2.ClusterNetworkPolicyList{} }, (*compile.Compiler).SetClusterNetworkPolicy).ofCluster().optional(),
 	}
 }
 
@@ -83,11 +95,9 @@ func kind[T any, P interface {
 	if gv.Group != "" {
 		k.Resource += "." + gv.Group
 	}
-	if set != nil {
-		k.set = func(c *compile.Compiler, o Object) {
-			if typed, ok := o.(P); ok {
-				set(c, typed)
-			}
+	k.set = func(c *compile.Compiler, o Object) {
+		if typed, ok := o.(P); ok {
+			set(c, typed)
 		}
 	}
 	return k
@@ -95,6 +105,16 @@ func kind[T any, P interface {
 
 func (k Kind) ofCluster() Kind {
 	k.Cluster = true
+	return k
+}
+
+func (k Kind) optional() Kind {
+	k.Optional = true
+	return k
+}
+
+func (k Kind) dispensable() Kind {
+	k.Dispensable = true
 	return k
 }
 

@@ -22,6 +22,10 @@ metadata: {name: prod, labels: {team: a}}
 ---
 {apiVersion: v1, kind: Namespace, metadata: {name: dev}}
 ---
+{apiVersion: v1, kind: Node, metadata: {name: node1}, status: {addresses: [{type: Hostname, address: node1}, {type: InternalIP, address: 192.168.11.11}]}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: node2}, status: {addresses: [{type: InternalIP, address: 192.168.11.12}]}}
+---
 apiVersion: v1
 kind: Pod
 metadata: {namespace: prod, name: web, labels: {app: web}}
@@ -159,6 +163,49 @@ spec:
   podSelector: {matchLabels: {app: db}}
   ingress: [{from: [{namespaceSelector: {matchLabels: {team: a}}}], ports: [{port: 5432, endPort: 5440}, {protocol: SCTP}]}]
 `
+	tiers = `
+apiVersion: heliograph.dev/v1alpha1
+kind: Tier
+metadata: {name: security}
+spec: {order: 10, defaultAction: Pass}
+---
+apiVersion: heliograph.dev/v1alpha1
+kind: GlobalNetworkPolicy
+metadata: {name: watch}
+spec:
+  tier: security
+  selector: app == 'db'
+  enforcement: Audit
+  ingress: [{action: Deny}]
+---
+apiVersion: heliograph.dev/v1alpha1
+kind: GlobalNetworkPolicy
+metadata: {name: friends}
+spec:
+  tier: security
+  order: 5
+  selector: app == 'db'
+  ingress: [{action: Pass, protocol: TCP, source: {selector: app == 'web'}}, {action: Deny, source: {selector: friend == 'no', namespaceSelector: global()}}]
+---
+apiVersion: heliograph.dev/v1alpha1
+kind: GlobalNetworkSet
+metadata: {name: foes, labels: {friend: "no"}}
+spec: {nets: [192.0.2.0/24, "2001:db8::/32"]}
+---
+apiVersion: heliograph.dev/v1alpha1
+kind: NetworkPolicy
+metadata: {namespace: prod, name: ping}
+spec: {selector: app == 'db', ingress: [{action: Allow, protocol: ICMP}, {action: Allow, protocol: ICMPv6}]}
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: base}
+spec:
+  tier: Baseline
+  priority: 1
+  subject: {namespaces: {}}
+  ingress: [{action: Deny, from: [{namespaces: {matchLabels: {kubernetes.io/metadata.name: dev}}}]}]
+`
 	broken = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -188,8 +235,8 @@ func cluster(t *testing.T, docs ...string) *Cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.SetNode("node1", parseIPs([]string{"10.244.1.1", "fd00:244::11"}), parseIPs([]string{"192.168.11.11"}))
-	c.SetNode("node2", parseIPs([]string{"10.244.2.1", "fd00:244::21"}), parseIPs([]string{"192.168.11.12"}))
+	c.SetNode("node1", parseIPs([]string{"10.244.1.1", "fd00:244::11"}))
+	c.SetNode("node2", parseIPs([]string{"10.244.2.1", "fd00:244::21"}))
 	return c
 }
 
@@ -318,6 +365,18 @@ func TestExplain(t *testing.T) {
 		}, []string{"neither 192.0.2.1 nor 192.0.2.2 is a pod with an address of its own: no policy applies"}},
 		{"a mistake closes", "prod/web", "prod/db-0:5432", []string{broken}, []string{
 			"denied", "IPv4+IPv6 prod/db-0 TCP/5432: denied; egress Allow; ingress Deny by tier default",
+		}, nil},
+		{"tiers: audit, pass, deny by default", "prod/web", "prod/db-0:5432", []string{tiers}, []string{
+			"denied", "IPv4+IPv6 prod/db-0 TCP/5432: denied; egress Allow; ingress Deny by tier default",
+		}, nil},
+		{"tiers: a network set", "2001:db8::1", "prod/db-0:5432", []string{tiers}, []string{
+			"denied", "IPv6 prod/db-0 TCP/5432: denied; egress -; ingress Deny by GlobalNetworkPolicy friends ingress[1]",
+		}, nil},
+		{"tiers: ICMP of both families", "dev/old", "prod/db-0/icmp", []string{tiers}, []string{
+			"allowed", "IPv4 prod/db-0 ICMP/0: allowed; egress Allow; ingress Allow by NetworkPolicy.heliograph.dev prod/ping ingress[0]",
+		}, nil},
+		{"tiers: the baseline", "dev/old", "prod/web:80", []string{tiers}, []string{
+			"denied", "IPv4 prod/web TCP/80: denied; egress Allow; ingress Deny by ClusterNetworkPolicy base ingress[0]",
 		}, nil},
 		{"headless: the port stays", "prod/web", "service/prod/headless:5432", nil, []string{"unknown"}, []string{
 			"the service has no ready endpoint for the port: packets go nowhere",
@@ -534,7 +593,7 @@ func TestDecode(t *testing.T) {
 		{"two, and comments", "# a\n---\n" + closed + "---\n# b\n---" + office + "---\n", "[NetworkPolicy prod/closed NetworkPolicy prod/office]", ""},
 		{"a list", `{"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "b"}}]}`, "[Pod default/a Namespace b]", ""},
 		{"nothing", "", "[]", ""},
-		{"another kind", closed + "---\n{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}}", "", "document 2: Deployment of apps/v1 is no kind that policy follows from: there are Namespace, Pod,"},
+		{"another kind", closed + "---\n{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}}", "", "document 2: Deployment of apps/v1 is no kind that policy follows from: there are Namespace, Node,"},
 		{"another version", "{apiVersion: v2, kind: Pod, metadata: {name: x}}", "", "document 1: Pod of v2 is no kind"},
 		{"no kind", "a: b", "", "document 1: it has no apiVersion and kind"},
 		{"no object", "- a", "", "document 1: it is no object"},
@@ -563,6 +622,7 @@ func TestDecode(t *testing.T) {
 
 func TestParseRef(t *testing.T) {
 	for in, want := range map[string]string{
+		"networkpolicies.heliograph.dev/prod/web": "NetworkPolicy.heliograph.dev prod/web", "Tier/a": "Tier a", "clusternetworkpolicies/a": "ClusterNetworkPolicy a",
 		"networkpolicy/prod/web": "NetworkPolicy prod/web", "networkpolicies.networking.k8s.io/prod/web": "NetworkPolicy prod/web",
 		"Namespace/prod": "Namespace prod", "pods/prod/a": "Pod prod/a",
 		"deployment/a/b": `"deployment" is no kind`, "Pod/a": "is not of the form KIND/NAMESPACE/NAME",

@@ -88,6 +88,17 @@ func TestImpact(t *testing.T) {
 			"all pods of dev (2 pods), prod/db-0, prod/db-1, outside the cluster → prod/db-0, prod/db-1: everything: allowed → denied",
 			"prod/web → prod/db-0, prod/db-1: UDP 53: allowed → denied",
 		}},
+		{name: "tiers, a network set, and the baseline", put: []string{tiers}, want: []string{
+			"192.0.2.0/24, 2001:db8::/32 → prod/db-0, prod/db-1: everything: allowed → denied",
+			"all pods (5 pods), outside the cluster → prod/db-0, prod/db-1: TCP: allowed → denied; UDP: allowed → denied",
+			"all pods of dev (2 pods) → prod/web: everything: allowed → denied",
+		}},
+		{name: "a network joins a set", before: []string{tiers}, put: []string{`{apiVersion: heliograph.dev/v1alpha1, kind: GlobalNetworkSet, metadata: {name: foes, labels: {friend: "no"}}, spec: {nets: [10.244.1.0/24]}}`}, want: []string{
+			"all pods of prod (3 pods) → prod/db-0: IPv4 ICMP echo: allowed → denied",
+			"10.244.1.0/24 (but pods) → prod/db-0, prod/db-1: ICMP echo: allowed → denied",
+			"192.0.2.0/24, 2001:db8::/32 → prod/db-0, prod/db-1: ICMP echo: denied → allowed",
+			"prod/web → prod/db-1: IPv4 ICMP echo: allowed → denied",
+		}},
 		{
 			name: "pods that come", put: []string{"{apiVersion: v1, kind: Pod, metadata: {namespace: dev, name: new}, status: {podIP: 10.244.2.77}}"},
 			notes: []string{"pods that come, go or change their addresses are not compared: 1"},

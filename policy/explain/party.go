@@ -79,7 +79,7 @@ type marks struct {
 	of       [][]uint32 // by pod
 	byIP     map[netip.Addr]int
 	sorted   []netip.Addr
-	prefixes map[netip.Prefix]struct{}
+	prefixes map[netip.Prefix]struct{} // of rules and network sets
 }
 
 // mark goes through chains, sets and networks of both views.
@@ -122,6 +122,15 @@ func (c *comparison) mark() *marks {
 		m.next++
 		m.within(prefix, m.next)
 	}
+	for _, v := range []*View{c.before, c.after} {
+		for _, s := range v.state.Sets {
+			for member := range s.Members {
+				if m.foreign(member.Prefix) {
+					m.prefixes[member.Prefix] = struct{}{}
+				}
+			}
+		}
+	}
 	for i := range m.of {
 		slices.Sort(m.of[i])
 		m.of[i] = slices.Compact(m.of[i])
@@ -150,6 +159,12 @@ func (m *marks) set(s *policy.Set) {
 		}
 		m.within(member.Prefix, seen[l])
 	}
+}
+
+// foreign says that a member of a set is no pod: a network set has such.
+func (m *marks) foreign(p netip.Prefix) bool {
+	_, pod := m.byIP[p.Addr()]
+	return !p.IsSingleIP() || !pod
 }
 
 // within marks the pods with an address in a prefix.
@@ -202,6 +217,10 @@ func (c *comparison) outside(m *marks) []*party {
 	var out []*party
 	seen := map[string]bool{}
 	add := func(ip netip.Addr, name string) {
+		if len(seen) >= 2*maxOutside {
+			c.outsideLeftOut++
+			return
+		}
 		var in []string
 		for p := range m.prefixes {
 			if p.Contains(ip) {
@@ -213,10 +232,7 @@ func (c *comparison) outside(m *marks) []*party {
 		if !ip.IsValid() || seen[key] {
 			return
 		}
-		if seen[key] = true; len(seen) > 2*maxOutside {
-			c.outsideLeftOut++
-			return
-		}
+		seen[key] = true
 		out = append(out, &party{outside: name, first: addressesOf([]netip.Addr{ip})})
 	}
 	both := &party{outside: "outside the cluster"}
@@ -225,7 +241,7 @@ func (c *comparison) outside(m *marks) []*party {
 		add(both.first[f], "")
 	}
 	out = []*party{both}
-	for _, n := range c.netsOfAffected() {
+	for _, n := range c.netsOfAffected(m) {
 		add(c.free(n.CIDR, n.Except), m.nameOf(n))
 		for _, e := range n.Except {
 			add(c.free(e, nil), m.nameOf(policy.Net{CIDR: e}))
@@ -257,32 +273,71 @@ func (c *comparison) leastNamed(m *marks, ips []netip.Addr) netip.Addr {
 	})
 }
 
-// netsOfAffected are the networks in the rules of policies that apply to affected pods, sorted.
-func (c *comparison) netsOfAffected() []policy.Net {
-	done := map[policy.PolicyID]bool{}
+// netsOfAffected are the networks in the rules of policies that apply to affected pods, and one, of each
+// family, of each network set that these name, sorted.
+func (c *comparison) netsOfAffected(m *marks) []policy.Net {
 	var nets []policy.Net
-	for i := range c.pods {
-		p := &c.pods[i]
-		for d, affected := range p.affected {
-			if !affected {
+	for _, view := range []*View{c.before, c.after} {
+		sets := map[policy.SetID]bool{}
+		for id := range c.policiesOfAffected(view) {
+			pol := view.state.Policies[id]
+			if pol == nil {
 				continue
 			}
-			for _, view := range []*View{c.before, c.after} {
-				for _, t := range view.endpointChain(p.id, policy.Direction(d)).Tiers {
-					for _, id := range t.Policies {
-						if pol := view.state.Policies[id]; pol != nil && (!done[id] || view == c.after) {
-							eachNet(pol, func(n policy.Net) { nets = append(nets, n) })
-						}
-						done[id] = true
-					}
-				}
+			eachNet(pol, func(n policy.Net) { nets = append(nets, n) })
+			for set := range pol.Sets {
+				sets[set] = true
 			}
+		}
+		for set := range sets {
+			nets = append(nets, m.foreigners(view.state.Sets[set])...)
 		}
 	}
 	slices.SortFunc(nets, func(a, b policy.Net) int {
 		return cmp.Or(a.CIDR.Compare(b.CIDR), cmp.Compare(a.String(), b.String()))
 	})
 	return slices.CompactFunc(nets, policy.Net.Equal)
+}
+
+func (c *comparison) policiesOfAffected(v *View) map[policy.PolicyID]bool {
+	out := map[policy.PolicyID]bool{}
+	for i := range c.pods {
+		p := &c.pods[i]
+		for d, affected := range p.affected {
+			if !affected {
+				continue
+			}
+			for _, t := range v.endpointChain(p.id, policy.Direction(d)).Tiers {
+				for _, id := range t.Policies {
+					out[id] = true
+				}
+			}
+		}
+	}
+	return out
+}
+
+// foreigners are the least members of a set that are no pods, one of each family.
+func (m *marks) foreigners(s *policy.Set) (out []policy.Net) {
+	if s == nil || s.Kind != policy.AddressSet {
+		return nil
+	}
+	var least [2]netip.Prefix
+	for member := range s.Members {
+		f := 0
+		if member.Prefix.Addr().Is6() {
+			f = 1
+		}
+		if m.foreign(member.Prefix) && (!least[f].IsValid() || member.Prefix.Compare(least[f]) < 0) {
+			least[f] = member.Prefix
+		}
+	}
+	for _, p := range least {
+		if p.IsValid() {
+			out = append(out, policy.Net{CIDR: p})
+		}
+	}
+	return out
 }
 
 func (v *View) endpointChain(id policy.EndpointID, d policy.Direction) policy.Chain {

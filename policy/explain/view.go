@@ -23,6 +23,7 @@ type View struct {
 	problems map[policy.PolicyID][]string
 	pods     map[policy.EndpointID]*corev1.Pod
 	byIP     map[netip.Addr]*corev1.Pod // pods that have addresses of their own
+	nodes    map[string][]netip.Addr
 	nodeOf   map[netip.Addr]string
 }
 
@@ -33,14 +34,7 @@ func NewView(c *Cluster) (*View, error) {
 		byIP: map[netip.Addr]*corev1.Pod{}, nodeOf: map[netip.Addr]string{},
 	}
 	compiler := compile.New()
-	for _, k := range Kinds() {
-		if k.set == nil {
-			continue
-		}
-		for _, o := range of[Object](c, k.String()) {
-			k.set(compiler, o)
-		}
-	}
+	c.feed(compiler)
 	for _, p := range of[*corev1.Pod](c, "Pod") {
 		v.addPod(compiler, p)
 	}
@@ -50,13 +44,35 @@ func NewView(c *Cluster) (*View, error) {
 	for _, p := range compiler.Problems() {
 		v.problems[p.Policy] = append(v.problems[p.Policy], p.Field+": "+p.Reason)
 	}
-	for name, n := range c.nodes {
-		for _, ip := range slices.Concat(n.sends, n.others) {
+	v.nodes = c.nodeAddresses()
+	for name, ips := range v.nodes {
+		for _, ip := range ips {
 			v.nodeOf[ip] = name
 		}
 	}
 	v.eval = eval.New(v.state)
 	return v, nil
+}
+
+func (c *Cluster) feed(to *compile.Compiler) {
+	for _, k := range Kinds() {
+		for _, o := range c.Objects(k) {
+			k.set(to, o)
+		}
+	}
+}
+
+// Mistakes are what cannot be read in a cluster's policies, whatever else there is in it.
+func Mistakes(c *Cluster) map[policy.PolicyID][]string {
+	compiler := compile.New()
+	c.feed(compiler)
+	out := map[policy.PolicyID][]string{}
+	for _, p := range compiler.Problems() {
+		if !p.Missing {
+			out[p.Policy] = append(out[p.Policy], p.Field+": "+p.Reason)
+		}
+	}
+	return out
 }
 
 // addPod makes the pod an endpoint, as the CNI plugin of its node does.
@@ -178,15 +194,23 @@ func (v *View) source(s Source) (End, error) {
 		}
 		return v.ipEnd(s.IP), nil
 	case s.Node != "":
-		n, ok := v.cluster.nodes[s.Node]
-		if !ok {
+		if _, ok := v.nodes[s.Node]; !ok {
 			return End{}, fmt.Errorf("there is no node %s", s.Node)
 		}
-		return End{Node: s.Node, IPs: n.sends}, nil
+		return End{Node: s.Node, IPs: v.sendsWith(s.Node)}, nil
 	}
 	e, err := v.podEnd(s.Pod)
-	if n := v.cluster.nodes[e.Node]; e.HostNetwork && len(n.sends) > 0 {
-		e.IPs = n.sends
+	if e.HostNetwork {
+		e.IPs = v.sendsWith(e.Node)
 	}
 	return e, err
+}
+
+// sendsWith are the addresses of a node's packets to other nodes' pods: those in the pod network, if they are
+// known.
+func (v *View) sendsWith(node string) []netip.Addr {
+	if ips := v.cluster.sends[node]; len(ips) > 0 {
+		return ips
+	}
+	return v.nodes[node]
 }
