@@ -36,9 +36,9 @@ test: deps verify test-unit test-vm test-interop test-e2e ## Everything that a c
 build: bin/heliograph bin/heliograph-cni bin/heliograph-reflector bin/portmap bin/kubectl-heliograph ## Build the binaries into bin/
 
 .PHONY: image
-image: build ## Write bin/heliograph.tar, a docker-archive of the one image, without a container engine
+image: deps build ## Write bin/heliograph.tar, a docker-archive of the one image, without a container engine
 	@$(GO) -C hack/lab run ./cmd/mkimage --ref $(IMAGE) --out $(BIN)/heliograph.tar --entrypoint /heliograph \
-		$(BIN)/heliograph:/heliograph:0755 $(BIN)/heliograph-cni:/cni/heliograph-cni:0755 $(BIN)/portmap:/cni/portmap:0755
+		$(BIN)/heliograph:/heliograph:0755 $(BIN)/heliograph-cni:/cni/heliograph-cni:0755 $(BIN)/portmap:/cni/portmap:0755 $$(hack/iptables-files.sh)
 
 # go build knows best what is out of date.
 .PHONY: FORCE
