@@ -88,7 +88,7 @@ func (c chains) rule(chain string, r policy.Rule, m match, audit bool) {
 	switch {
 	case len(m.not) > 0 || len(m.any) > 1 || len(m.any) == 1 && r.Action == policy.Log:
 		c.steps(chain, all, r, m, final)
-		if audit || r.Action != policy.Deny { // which alone does not come back
+		if r.Action != policy.Log && (audit || r.Action != policy.Deny) { // what comes back, and is decided
 			c.add(chain, line{match: decided, target: "-j RETURN"})
 		}
 	case len(m.any) == 1:
