@@ -25,6 +25,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/heliograph-dev/heliograph/policy"
 )
@@ -75,6 +77,7 @@ type Table struct {
 // family is what is the same for IPv4 and IPv6.
 type family struct {
 	*ruleset
+	unread    error // why the kernel's rules are not known
 	policies  map[policy.PolicyID]rendered
 	endpoints chains
 }
@@ -88,7 +91,7 @@ func New(h Handle, log *slog.Logger) *Table {
 		changed: map[policy.PolicyID]bool{}, refused: map[policy.PolicyID]error{},
 	}
 	for _, f := range []policy.Family{policy.IPv4, policy.IPv6} {
-		t.families = append(t.families, &family{newRuleset(f), map[policy.PolicyID]rendered{}, nil})
+		t.families = append(t.families, &family{ruleset: newRuleset(f), policies: map[policy.PolicyID]rendered{}})
 	}
 	return t
 }
@@ -119,10 +122,11 @@ func (t *Table) updateSet(c policy.SetChange) {
 		}
 	}
 	kind, existed := t.kinds[c.ID]
-	if c.Op == policy.Added {
+	switch c.Op {
+	case policy.Added:
 		kind = c.Kind
 		t.kinds[c.ID] = kind
-	} else if c.Op == policy.Removed {
+	case policy.Removed:
 		delete(t.kinds, c.ID)
 	}
 	for _, f := range t.families {
@@ -196,10 +200,16 @@ func (t *Table) apply(ctx context.Context) error {
 	}
 	t.closeUsers(refused)
 	for range 2 { // what one family refuses changes the other's rules as well
+		var errs []error
 		for _, f := range t.families {
-			if err := t.commit(ctx, f); err != nil {
-				return fmt.Errorf("change %s rules: %w", f.family, err)
+			if f.unread != nil {
+				errs = append(errs, fmt.Errorf("read %s rules: %w", f.family, f.unread))
+			} else if err := t.commit(ctx, f); err != nil {
+				errs = append(errs, fmt.Errorf("change %s rules: %w", f.family, err))
 			}
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err // and keep the sets that the rules may refer to
 		}
 	}
 	return t.sets.shrink(t.handle)
@@ -250,7 +260,7 @@ func (t *Table) put(f *family, id policy.PolicyID, with rendered) {
 	}
 }
 
-// learn reads the kernel.
+// learn reads the kernel. What one family cannot say does not keep the other's rules out.
 func (t *Table) learn(ctx context.Context) error {
 	actual, err := t.handle.ListSets(prefix)
 	if err != nil {
@@ -259,8 +269,8 @@ func (t *Table) learn(ctx context.Context) error {
 	drift := t.sets.learn(actual)
 	for _, f := range t.families {
 		saved, err := t.handle.Save(ctx, f.family)
-		if err != nil {
-			return fmt.Errorf("read %s rules: %w", f.family, err)
+		if f.unread = err; err != nil {
+			continue
 		}
 		if d := f.learn(saved); d != "" {
 			drift = first(drift, f.family.String()+": "+d)
@@ -320,7 +330,7 @@ func (t *Table) commit(ctx context.Context, f *family) error {
 	if ctx.Err() != nil || transient(err) {
 		return err
 	}
-	if err := t.oneByOne(ctx, f); err != nil {
+	if err := t.inParts(ctx, f, t.dirtyPolicies(f)); err != nil {
 		return err
 	}
 	if err := t.handle.Restore(ctx, f.family, f.input()); err != nil {
@@ -330,34 +340,54 @@ func (t *Table) commit(ctx context.Context, f *family) error {
 	return nil
 }
 
-// oneByOne applies the policies that have changed each on its own: their chains need no other ones. It is
-// for what the kernel refuses as a whole, be it for one of them or for its size.
-func (t *Table) oneByOne(ctx context.Context, f *family) error {
-	for _, id := range slices.SortedFunc(maps.Keys(f.policies), policy.PolicyID.Compare) {
-		var names []string
+// dirtyPolicies are those of which the kernel lacks chains.
+func (t *Table) dirtyPolicies(f *family) []policy.PolicyID {
+	var out []policy.PolicyID
+	for id, r := range f.policies {
+		for name := range r.chains {
+			if f.dirty[name] && t.refused[id] == nil {
+				out = append(out, id)
+				break
+			}
+		}
+	}
+	slices.SortFunc(out, policy.PolicyID.Compare)
+	return out
+}
+
+// inParts applies policies for themselves, since their chains need no others, by halves until each was
+// taken or stands alone. It is for what the kernel refuses as a whole, be it for one of them or for its
+// size.
+func (t *Table) inParts(ctx context.Context, f *family, ids []policy.PolicyID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	names := actionChains(f)
+	for _, id := range ids {
 		for name := range f.policies[id].chains {
 			if f.dirty[name] {
 				names = append(names, name)
 			}
 		}
-		if len(names) == 0 || t.refused[id] != nil {
-			continue
-		}
-		slices.Sort(names)
-		names = append(names, actionChains(f)...)
-		err := t.handle.Restore(ctx, f.family, f.part(names))
-		if ctx.Err() != nil || transient(err) {
-			return err
-		}
-		if err != nil {
-			t.refuse(id, err)
-			continue
-		}
+	}
+	slices.Sort(names)
+	err := t.handle.Restore(ctx, f.family, f.part(names))
+	switch {
+	case err == nil:
 		for _, name := range names {
 			delete(f.dirty, name)
 		}
+		return nil
+	case ctx.Err() != nil || transient(err):
+		return err
+	case len(ids) == 1:
+		t.refuse(ids[0], err)
+		return nil
 	}
-	return nil
+	if err := t.inParts(ctx, f, ids[:len(ids)/2]); err != nil {
+		return err
+	}
+	return t.inParts(ctx, f, ids[len(ids)/2:])
 }
 
 // actionChains are what policies' chains go on to, if the kernel may not have them yet.
@@ -397,6 +427,19 @@ func (t *Table) Counters(ctx context.Context) (map[policy.RuleID]policy.Count, e
 
 // Delete removes all that is ours. What was in force ends.
 func (t *Table) Delete(ctx context.Context) error {
+	if err := t.DeleteRules(ctx); err != nil {
+		return err // sets are in use
+	}
+	if err := t.deleteSets(ctx); err != nil {
+		return err
+	}
+	t.log.Info("iptables rules and ipsets deleted")
+	return nil
+}
+
+// DeleteRules is Delete for the rules alone, as for what an earlier process has left with the other variant:
+// the sets are those of this one, too.
+func (t *Table) DeleteRules(ctx context.Context) error {
 	t.stale = true
 	var errs []error
 	for _, f := range t.families {
@@ -408,18 +451,32 @@ func (t *Table) Delete(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("remove %s rules: %w", f.family, err))
 		}
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...) // sets are in use
-	}
-	actual, err := t.handle.ListSets(prefix)
-	if err != nil {
-		return fmt.Errorf("list ipsets: %w", err)
-	}
-	for _, name := range slices.Sorted(maps.Keys(actual)) {
-		if err := t.handle.DestroySet(name); err != nil {
-			errs = append(errs, fmt.Errorf("destroy ipset %s: %w", name, err))
+	return errors.Join(errs...)
+}
+
+// deleteSets destroys the sets that no rule refers to. The kernel lets go of the rules' sets some time
+// after the rules are gone.
+func (t *Table) deleteSets(ctx context.Context) error {
+	const attempts, pause = 50, 20 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		actual, err := t.handle.ListSets(prefix)
+		if err != nil {
+			return fmt.Errorf("list ipsets: %w", err)
+		}
+		var errs []error
+		for _, name := range slices.Sorted(maps.Keys(actual)) {
+			if err := t.handle.DestroySet(name); err != nil {
+				errs = append(errs, fmt.Errorf("destroy ipset %s: %w", name, err))
+			}
+		}
+		err = errors.Join(errs...)
+		if !errors.Is(err, syscall.EBUSY) || attempt == attempts {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
 		}
 	}
-	t.log.Info("iptables rules and ipsets deleted")
-	return errors.Join(errs...)
 }

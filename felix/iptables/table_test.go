@@ -309,7 +309,67 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestOneFamilyFails: what is wrong with IPv6 does not keep IPv4's rules out.
+func TestOneFamilyFails(t *testing.T) {
+	for _, op := range []string{"save", "restore"} {
+		h := newHost()
+		broken := true
+		h.fail = func(o, about string) error {
+			if broken && o == op && (about == policy.IPv6.String() || strings.Contains(about, "ipv6-icmp")) {
+				return &RestoreError{Code: 3, Output: "cannot initialize ip6tables"}
+			}
+			return nil
+		}
+		d := newTable(h)
+		d.Update(small().Delta())
+		if err := d.Apply(context.Background()); err == nil || !strings.Contains(err.Error(), "IPv6 rules: ") {
+			t.Errorf("%s: got %v, want one of IPv6", op, err)
+		}
+		if got := h.tables[policy.IPv4]["FORWARD"]; len(got) != 1 {
+			t.Errorf("%s: FORWARD of IPv4 is %q", op, got)
+		}
+		broken = false
+		apply(t, d)
+		want := newHost()
+		fresh := newTable(want)
+		fresh.Update(small().Delta())
+		apply(t, fresh)
+		compare(t, op, want, h)
+	}
+}
+
 var update = flag.Bool("update", false, "rewrite testdata")
+
+// TestParts: what is too large for one transaction goes in parts, by as few as are needed.
+func TestParts(t *testing.T) {
+	h := newHost()
+	s := small()
+	bad := policy.PolicyID{Namespace: "prod", Name: "p7"}
+	for i := range 100 {
+		id := policy.PolicyID{Namespace: "prod", Name: fmt.Sprint("p", i)}
+		s.Policies[id] = &policy.Policy{ID: id}
+	}
+	h.fail = func(op, about string) error {
+		if op == "restore" && (strings.Count(about, "\n:HEL-p") > 100 || strings.Contains(about, policyChain(bad, policy.Ingress)+" - ") && !strings.Contains(about, "NFLOG")) {
+			return &RestoreError{Code: 1, Output: "Message too long"}
+		}
+		return nil
+	}
+	d := newTable(h)
+	d.Update(s.Delta())
+	apply(t, d)
+	if r := d.Refused(); len(r) != 1 || r[bad] == nil {
+		t.Errorf("refused %v; want p7", r)
+	}
+	if n := len(h.log); n > 40 {
+		t.Errorf("it took %d operations", n)
+	}
+	for _, f := range both {
+		if n := len(h.tables[f]); n < 200 {
+			t.Errorf("%s: %d chains", f, n)
+		}
+	}
+}
 
 // TestGolden shows what is written for a few policies.
 func TestGolden(t *testing.T) {
