@@ -46,16 +46,20 @@ func logs(a policy.Action, cause string) line {
 	return line{match: limit, target: fmt.Sprintf("-j NFLOG --nflog-prefix %s --nflog-group %d", policy.LogPrefix(a, cause), policy.LogGroup)}
 }
 
-// renderPolicy translates a policy. Its chains end undecided, or with a bit of the mark.
+// renderPolicy translates a policy. Its chains end undecided, or with a bit of the mark. A direction without
+// rules has none: it would say nothing.
 func renderPolicy(p *policy.Policy, f policy.Family, kinds map[policy.SetID]policy.SetKind) rendered {
 	out := rendered{chains{}, map[string][]netip.Prefix{}}
 	for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
 		name := policyChain(p.ID, d)
+		if len(p.Rules(d)) == 0 {
+			continue
+		}
 		if p.Audit {
 			out.chains.add(name, line{target: "-j " + auditChain(p.ID, d)}, line{target: clearMark})
 			name = auditChain(p.ID, d)
 		}
-		out.chains.add(name) // it is there, even without rules
+		out.chains.add(name) // it is there, even if no rule can match
 		for _, r := range p.Rules(d) {
 			m := matcher{kinds, f, r.ID}.translate(r.Match)
 			if m.never {

@@ -18,6 +18,7 @@
 package iptables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -159,13 +160,18 @@ func (t *Table) updatePolicy(c policy.PolicyChange) {
 		return
 	}
 	t.policies[c.ID] = c.Policy
-	t.dispatching = t.dispatching || old == nil || old.Audit != c.Policy.Audit
+	t.dispatching = t.dispatching || !sameToEndpoints(old, c.Policy)
 	for id := range c.Policy.Sets {
 		if t.users[id] == nil {
 			t.users[id] = map[policy.PolicyID]bool{}
 		}
 		t.users[id][c.ID] = true
 	}
+}
+
+// sameToEndpoints says whether two versions of a policy stand alike in the chains of endpoints.
+func sameToEndpoints(a, b *policy.Policy) bool {
+	return a != nil && a.Audit == b.Audit && (len(a.Ingress) == 0) == (len(b.Ingress) == 0) && (len(a.Egress) == 0) == (len(b.Egress) == 0)
 }
 
 // QueueResync makes the next Apply read the kernel, and repair what differs.
@@ -316,27 +322,62 @@ func (t *Table) refuse(id policy.PolicyID, err error) {
 	}
 }
 
-// commit makes the rules of a family those that are wanted. If the kernel refuses it, the policies that
-// are at fault are found, and all others applied.
+// commit makes the rules of a family those that are wanted. If the kernel refuses it, policies go first
+// and in parts, so that those at fault are found, and all others applied.
 func (t *Table) commit(ctx context.Context, f *family) error {
 	if !f.pending() {
 		return nil
 	}
-	err := t.handle.Restore(ctx, f.family, f.input())
-	if err == nil {
-		f.committed()
-		return nil
+	steps := []func() error{
+		func() error { return nil },
+		func() error { return t.inParts(ctx, f, t.dirtyPolicies(f)) },
+		func() error { return t.inOrder(ctx, f) },
 	}
-	if ctx.Err() != nil || transient(err) {
-		return err
+	var err error
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+		err = t.handle.Restore(ctx, f.family, f.input())
+		if err == nil {
+			f.committed()
+			return nil
+		}
+		if ctx.Err() != nil || transient(err) {
+			return err
+		}
 	}
-	if err := t.inParts(ctx, f, t.dirtyPolicies(f)); err != nil {
-		return err
+	return err
+}
+
+// inOrder applies the chains of endpoints in parts, each after those that it leads to, for a change that
+// is too large otherwise: without the right to it, iptables does not get as large a buffer as it asks for.
+func (t *Table) inOrder(ctx context.Context, f *family) error {
+	const part = 8
+	var names []string
+	for name := range f.endpoints {
+		if f.dirty[name] {
+			names = append(names, name)
+		}
 	}
-	if err := t.handle.Restore(ctx, f.family, f.input()); err != nil {
-		return err
+	isTree := func(name string) int {
+		if strings.HasPrefix(name, treeFrom) || strings.HasPrefix(name, treeTo) {
+			return 1
+		}
+		return 0
 	}
-	f.committed()
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(isTree(a)-isTree(b), len(b)-len(a), cmp.Compare(a, b)) // of a tree, the branches first
+	})
+	for some := range slices.Chunk(names, part) {
+		some = append(some, leaves(f)...)
+		if err := t.handle.Restore(ctx, f.family, f.part(some)); err != nil {
+			return err
+		}
+		for _, name := range some {
+			delete(f.dirty, name)
+		}
+	}
 	return nil
 }
 
@@ -362,7 +403,7 @@ func (t *Table) inParts(ctx context.Context, f *family, ids []policy.PolicyID) e
 	if len(ids) == 0 {
 		return nil
 	}
-	names := actionChains(f)
+	names := leaves(f)
 	for _, id := range ids {
 		for name := range f.policies[id].chains {
 			if f.dirty[name] {
@@ -390,10 +431,10 @@ func (t *Table) inParts(ctx context.Context, f *family, ids []policy.PolicyID) e
 	return t.inParts(ctx, f, ids[len(ids)/2:])
 }
 
-// actionChains are what policies' chains go on to, if the kernel may not have them yet.
-func actionChains(f *family) []string {
+// leaves are the chains that others lead to and which lead nowhere, if the kernel lacks them.
+func leaves(f *family) []string {
 	var out []string
-	for _, name := range []string{chainAllow, chainPass} {
+	for _, name := range []string{chainAllow, chainPass, chainStranger, chainUnknownE, chainUnknownI} {
 		if f.dirty[name] {
 			out = append(out, name)
 		}
