@@ -83,6 +83,9 @@ func (d *dice) transportOf(p *Packet, is4 bool) {
 		p.ICMPCode = uint8(d.IntN(2))
 	}
 	p.MidStream = p.Protocol == policy.TCP && d.chance(8)
+	if p.Neighbour = p.Protocol == policy.ICMPv6 && p.From >= 0 && p.To == Node && d.chance(40); p.Neighbour {
+		p.ICMPType, p.ICMPCode = pick[uint8](d, 133, 135, 136), 0
+	}
 }
 
 // byEval is why a packet has the verdict that it has, as a rule.
@@ -116,6 +119,9 @@ func (j judge) verdict(p Packet) (v policy.Action, why string, doubtful bool) {
 			_, maybe := j.isolated(j.byPod[e])
 			doubtful = doubtful || maybe
 		}
+	}
+	if p.Neighbour {
+		return policy.Allow, "a pod finds its node", j.byPod[p.From] == nil
 	}
 	for _, e := range []End{p.From, p.To} {
 		if e >= 0 && j.byPod[e] == nil {

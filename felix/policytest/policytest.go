@@ -16,6 +16,7 @@ package policytest
 
 import (
 	"context"
+	"time"
 
 	"github.com/heliograph-dev/heliograph/policy"
 )
@@ -40,6 +41,8 @@ type Options struct {
 	PerState int
 	// NoCounters leaves out the comparison of the rules' counters.
 	NoCounters bool
+
+	shrinkFor time.Duration
 }
 
 func (o Options) defaults() Options {
@@ -48,6 +51,9 @@ func (o Options) defaults() Options {
 	}
 	if o.PerState == 0 {
 		o.PerState = 60
+	}
+	if o.shrinkFor == 0 {
+		o.shrinkFor = 10 * time.Second
 	}
 	return o
 }

@@ -17,8 +17,7 @@ func (c *check) shrink(p Packet) (*policy.State, bool) {
 	if !c.fails(c.have, p) {
 		return c.have, false
 	}
-	const longest = 10 * time.Second
-	small, deadline := c.have, time.Now().Add(longest)
+	small, deadline := c.have, time.Now().Add(c.options.shrinkFor)
 	for smaller := true; smaller; {
 		smaller = false
 		for _, candidate := range candidates(small) {
