@@ -24,10 +24,12 @@ const (
 	members  = 10000
 	bulk     = 100000
 	policies = 10000
+	few      = 1000
 
 	elementRounds = 500
 	nftRounds     = 20
 	bulkRounds    = 7
+	loadRounds    = 3
 )
 
 type bench struct {
@@ -172,40 +174,31 @@ func (b *bench) bulk() ([]table.Row, error) {
 	return []table.Row{row(fmt.Sprintf("%d members in bulk", bulk), us, "`nft -f`", them, 0.7)}, nil
 }
 
-// load is a node that starts with many policies, and one of them that changes afterwards.
+// load is a node that starts with policies: a few beside nft, which takes minutes for many, and many
+// beside the few.
 func (b *bench) load() ([]table.Row, error) {
-	s := many(policies)
-	delta := s.Delta()
-	var listing string
-	var d *nftpolicy.Table
-	var us, them []time.Duration
-	for range 3 {
-		t, err := timed(func() (err error) {
-			d = nftpolicy.New(b.kernel, slog.New(slog.DiscardHandler))
-			return b.change(d, delta)
-		})
+	var us, them, large []time.Duration
+	for range loadRounds {
+		t, err := b.start(many(few))
 		if err != nil {
 			return nil, err
 		}
 		us = append(us, t)
-		if listing == "" {
-			out, err := exec.Command("nft", "list", "ruleset").Output()
-			if err != nil {
-				return nil, fmt.Errorf("nft list ruleset: %w", err)
-			}
-			listing = string(out)
+		listing, err := exec.Command("nft", "list", "ruleset").Output()
+		if err != nil {
+			return nil, fmt.Errorf("nft list ruleset: %w", err)
 		}
-		if err := nft("flush ruleset"); err != nil {
-			return nil, err
-		}
-		if t, err = timed(func() error { return nft(listing) }); err != nil {
+		text := "flush ruleset;\n" + string(listing)
+		if t, err = timed(func() error { return nft(text) }); err != nil {
 			return nil, err
 		}
 		them = append(them, t)
-		if err := nft("flush ruleset"); err != nil {
+		if t, err = b.start(many(policies)); err != nil {
 			return nil, err
 		}
+		large = append(large, t)
 	}
+	s := many(policies)
 	d, err := b.driver(s)
 	if err != nil {
 		return nil, err
@@ -214,7 +207,21 @@ func (b *bench) load() ([]table.Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append([]table.Row{row(fmt.Sprintf("%d policies from nothing", policies), us, "`nft -f`", them, 1)}, changes...), nil
+	return append([]table.Row{
+		row(fmt.Sprintf("%d policies from nothing", few), us, "`nft -f`", them, 1),
+		row(fmt.Sprintf("%d policies from nothing", policies), large, fmt.Sprintf("%d", few), us, 1.5*policies/few),
+	}, changes...), nil
+}
+
+// start times a node that begins with nothing in its kernel.
+func (b *bench) start(s *policy.State) (time.Duration, error) {
+	if err := nft("flush ruleset"); err != nil {
+		return 0, err
+	}
+	delta := s.Delta()
+	return timed(func() error {
+		return b.change(nftpolicy.New(b.kernel, slog.New(slog.DiscardHandler)), delta)
+	})
 }
 
 // changes are those that a chain takes part in: the kernel checks all that packets may meet.
