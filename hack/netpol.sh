@@ -27,7 +27,7 @@ cleanup() {
 	for p in $pids; do kill "$p" 2>/dev/null || true; done
 	wait
 	rm -rf "$work"
-	if [ -n "$dataplane" ]; then set_dataplane null || true; fi
+	if [ -n "$dataplane" ]; then set_dataplane '"Auto"' || true; fi
 }
 trap cleanup EXIT
 
@@ -62,7 +62,7 @@ begun=$(date +%s)
 for i in $(seq 0 $((processes - 1))); do
 	mine=$(awk -v n="$processes" -v i="$i" 'NR % n == i' "$work/specs" | sed -E 's/[][().*+?{}|^$\\]/\\&/g' | paste -sd'|')
 	$lab exec control "$bin/e2e.test" --provider=skeleton --num-nodes=3 --ginkgo.no-color --ginkgo.v --ginkgo.timeout=60m \
-		--ginkgo.focus="^($mine)" --ginkgo.skip="$skip" >"$work/log.$i" 2>&1 &
+		--ginkgo.focus="$mine" --ginkgo.skip="$skip" >"$work/log.$i" 2>&1 &
 	pids="$pids $!"
 done
 failed=0
