@@ -16,7 +16,6 @@ package policytest
 
 import (
 	"context"
-	"time"
 
 	"github.com/heliograph-dev/heliograph/policy"
 )
@@ -41,8 +40,8 @@ type Options struct {
 	PerState int
 	// NoCounters leaves out the comparison of the rules' counters.
 	NoCounters bool
-
-	shrinkFor time.Duration
+	// NoShrink does not look for a smaller state with the same mismatch, which takes up to 10 seconds.
+	NoShrink bool
 }
 
 func (o Options) defaults() Options {
@@ -51,9 +50,6 @@ func (o Options) defaults() Options {
 	}
 	if o.PerState == 0 {
 		o.PerState = 60
-	}
-	if o.shrinkFor == 0 {
-		o.shrinkFor = 10 * time.Second
 	}
 	return o
 }
