@@ -194,7 +194,14 @@ func (t *Table) Apply(ctx context.Context) error {
 }
 
 func (t *Table) apply(ctx context.Context) error {
+	before := maps.Clone(t.refused)
+	if t.stale { // what was refused is tried again
+		for id := range t.refused {
+			t.changed[id] = true
+		}
+	}
 	t.render()
+	defer t.tellRefused(before)
 	if t.stale {
 		if err := t.learn(ctx); err != nil {
 			return err
@@ -315,39 +322,53 @@ func (t *Table) refuse(id policy.PolicyID, err error) {
 	if err == nil || t.refused[id] != nil {
 		return
 	}
-	t.log.Error("the kernel refuses a policy: its pods are closed", "policy", id.String(), "err", err)
 	t.refused[id] = err
 	for _, f := range t.families {
 		t.put(f, id, stub(id))
 	}
 }
 
+// tellRefused logs which policies are refused, and were not before.
+func (t *Table) tellRefused(before map[policy.PolicyID]error) {
+	for id, err := range t.refused {
+		if before[id] == nil {
+			t.log.Error("the kernel refuses a policy: its pods are closed", "policy", id.String(), "err", err)
+		}
+	}
+}
+
 // commit makes the rules of a family those that are wanted. If the kernel refuses it, policies go first
-// and in parts, so that those at fault are found, and all others applied.
+// and in parts, so that those at fault are found, and all others applied; unless it refuses all that we
+// ask for, which is no policy's fault.
 func (t *Table) commit(ctx context.Context, f *family) error {
 	if !f.pending() {
 		return nil
 	}
-	steps := []func() error{
-		func() error { return nil },
-		func() error { return t.inParts(ctx, f, t.dirtyPolicies(f)) },
-		func() error { return t.inOrder(ctx, f) },
+	err := t.restore(ctx, f)
+	if err == nil || transient(err) {
+		return err
 	}
-	var err error
-	for _, step := range steps {
-		if err := step(); err != nil {
+	if t.handle.Restore(ctx, f.family, f.part([]string{chainAllow})) != nil {
+		return err
+	}
+	for _, step := range []func(context.Context, *family) error{t.policiesInParts, t.inOrder} {
+		if err := step(ctx, f); err != nil {
 			return err
 		}
-		err = t.handle.Restore(ctx, f.family, f.input())
-		if err == nil {
-			f.committed()
-			return nil
-		}
-		if ctx.Err() != nil || transient(err) {
+		if err = t.restore(ctx, f); err == nil || transient(err) {
 			return err
 		}
 	}
 	return err
+}
+
+// restore makes all that is pending in one transaction.
+func (t *Table) restore(ctx context.Context, f *family) error {
+	if err := t.handle.Restore(ctx, f.family, f.input()); err != nil {
+		return err
+	}
+	f.committed()
+	return nil
 }
 
 // inOrder applies the chains of endpoints in parts, each after those that it leads to, for a change that
@@ -381,19 +402,19 @@ func (t *Table) inOrder(ctx context.Context, f *family) error {
 	return nil
 }
 
-// dirtyPolicies are those of which the kernel lacks chains.
-func (t *Table) dirtyPolicies(f *family) []policy.PolicyID {
-	var out []policy.PolicyID
+// policiesInParts applies the policies of which the kernel lacks chains.
+func (t *Table) policiesInParts(ctx context.Context, f *family) error {
+	var ids []policy.PolicyID
 	for id, r := range f.policies {
 		for name := range r.chains {
 			if f.dirty[name] && t.refused[id] == nil {
-				out = append(out, id)
+				ids = append(ids, id)
 				break
 			}
 		}
 	}
-	slices.SortFunc(out, policy.PolicyID.Compare)
-	return out
+	slices.SortFunc(ids, policy.PolicyID.Compare)
+	return t.inParts(ctx, f, ids)
 }
 
 // inParts applies policies for themselves, since their chains need no others, by halves until each was
@@ -419,7 +440,7 @@ func (t *Table) inParts(ctx context.Context, f *family, ids []policy.PolicyID) e
 			delete(f.dirty, name)
 		}
 		return nil
-	case ctx.Err() != nil || transient(err):
+	case transient(err):
 		return err
 	case len(ids) == 1:
 		t.refuse(ids[0], err)

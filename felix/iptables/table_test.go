@@ -295,6 +295,12 @@ func TestRefused(t *testing.T) {
 					t.Errorf("%s: the chain of the other policy is %q", f, got)
 				}
 			}
+			h.log = nil
+			d.QueueResync()
+			apply(t, d)
+			if r := d.Refused(); len(r) != 1 || r[web] == nil || len(h.log) < 4 {
+				t.Errorf("a resync does not try again: refused %v after %s", r, h.log)
+			}
 			good := *s.Policies[web]
 			good.Ingress = nil
 			d.Update(policy.Delta{Policies: []policy.PolicyChange{{ID: web, Op: policy.Changed, Policy: &good}}})
@@ -339,6 +345,54 @@ func TestOneFamilyFails(t *testing.T) {
 }
 
 var update = flag.Bool("update", false, "rewrite testdata")
+
+// TestRefusedRecovers: what the kernel takes later is no longer refused.
+func TestRefusedRecovers(t *testing.T) {
+	h := newHost()
+	broken := true
+	h.fail = func(op, _ string) error {
+		if broken && op == "create" {
+			return errors.New("ipset error 4098")
+		}
+		return nil
+	}
+	d := newTable(h)
+	d.Update(small().Delta())
+	apply(t, d)
+	if len(d.Refused()) != 1 {
+		t.Fatalf("refused %v", d.Refused())
+	}
+	broken = false
+	d.QueueResync()
+	apply(t, d)
+	if len(d.Refused()) != 0 {
+		t.Errorf("refused %v", d.Refused())
+	}
+	want := newHost()
+	fresh := newTable(want)
+	fresh.Update(small().Delta())
+	apply(t, fresh)
+	compare(t, "after it recovered", want, h)
+}
+
+// TestAllRefused: if the kernel takes nothing at all, no policy is at fault, and none is looked for.
+func TestAllRefused(t *testing.T) {
+	h := newHost()
+	h.fail = func(op, _ string) error {
+		if op == "restore" {
+			return &RestoreError{Code: 1, Output: "table `filter' is incompatible, use 'nft' tool."}
+		}
+		return nil
+	}
+	d := newTable(h)
+	d.Update(policytest.States(1, 1)[0].Delta())
+	if err := d.Apply(context.Background()); err == nil || len(d.Refused()) != 0 {
+		t.Errorf("got %v, refused %v", err, d.Refused())
+	}
+	if n := strings.Count(strings.Join(h.log, " "), "restore"); n > 4 {
+		t.Errorf("it took %d transactions", n)
+	}
+}
 
 // TestParts: what is too large for one transaction goes in parts, by as few as are needed.
 func TestParts(t *testing.T) {

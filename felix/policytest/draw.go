@@ -70,9 +70,9 @@ func (d *dice) address(e End, is4 bool) netip.Addr {
 // transportOf draws what a packet carries. ICMP messages are those that conntrack takes for a flow's
 // first, and answers without a question, which it calls invalid.
 func (d *dice) transportOf(p *Packet, is4 bool) {
-	icmp, types := policy.ICMP, []uint8{8, 8, 8, 13, 0}
+	icmp, types := policy.ICMP, []uint8{8, 8, 8, 13, 0, 255}
 	if !is4 {
-		icmp, types = policy.ICMPv6, []uint8{128, 128, 128, 129}
+		icmp, types = policy.ICMPv6, []uint8{128, 128, 128, 129, 255}
 	}
 	p.Protocol = pick(d, policy.TCP, policy.TCP, policy.TCP, policy.UDP, policy.UDP, icmp, icmp, policy.SCTP, policy.UDPLite, unassigned)
 	if p.Protocol.HasPorts() {

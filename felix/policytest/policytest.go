@@ -16,7 +16,6 @@ package policytest
 
 import (
 	"context"
-	"time"
 
 	"github.com/heliograph-dev/heliograph/policy"
 )
@@ -33,7 +32,8 @@ type Renderer interface {
 
 // Options of Run. The zero value is a run of the normal kind.
 type Options struct {
-	// Seed of what is drawn. 0: a new one, which is printed. A failed run is repeated with its seed.
+	// Seed of what is drawn. 0: a new one, which is printed. A failed run is repeated with its seed in
+	// HELIOGRAPH_SEED.
 	Seed uint64
 	// Packets is how many are sent at least; 0: 1,000.
 	Packets int
@@ -41,8 +41,8 @@ type Options struct {
 	PerState int
 	// NoCounters leaves out the comparison of the rules' counters.
 	NoCounters bool
-
-	shrinkFor time.Duration
+	// NoShrink does not look for a smaller state with the same mismatch, which takes up to 10 seconds.
+	NoShrink bool
 }
 
 func (o Options) defaults() Options {
@@ -51,9 +51,6 @@ func (o Options) defaults() Options {
 	}
 	if o.PerState == 0 {
 		o.PerState = 60
-	}
-	if o.shrinkFor == 0 {
-		o.shrinkFor = 10 * time.Second
 	}
 	return o
 }

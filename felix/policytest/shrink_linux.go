@@ -17,7 +17,11 @@ func (c *check) shrink(p Packet) (*policy.State, bool) {
 	if !c.fails(c.have, p) {
 		return c.have, false
 	}
-	small, deadline := c.have, time.Now().Add(c.options.shrinkFor)
+	if c.options.NoShrink {
+		return c.have, true
+	}
+	const longest = 10 * time.Second
+	small, deadline := c.have, time.Now().Add(longest)
 	for smaller := true; smaller; {
 		smaller = false
 		for _, candidate := range candidates(small) {
