@@ -36,7 +36,7 @@ func (t *Table) blame(tx Transaction, refused *RefusedError) bool {
 
 // owners are the policies that an operation is made for.
 func (t *Table) owners(op Op) []policy.PolicyID {
-	if op.Rule.Owner != (policy.PolicyID{}) {
+	if op.Rule != nil && op.Rule.Owner != (policy.PolicyID{}) {
 		return []policy.PolicyID{op.Rule.Owner}
 	}
 	if s := t.objects.sets[op.Set.Name]; s != nil && s.owner != (policy.PolicyID{}) {

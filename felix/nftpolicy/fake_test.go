@@ -112,7 +112,7 @@ func (m model) do(op Op) error {
 		if chain.Rules = slices.Clone(chain.Rules); op.Kind == FlushChain {
 			chain.Rules = nil
 		} else {
-			chain.Rules = append(chain.Rules, op.Rule)
+			chain.Rules = append(chain.Rules, *op.Rule)
 		}
 		m.chains[op.Chain.Name] = chain
 	case DeleteChain:

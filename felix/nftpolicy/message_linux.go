@@ -123,7 +123,7 @@ func (b *batch) op(o *Op) error {
 	case AddRule:
 		b.message(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, func() {
 			b.named(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN, o.Chain.Name)
-			b.nest(unix.NFTA_RULE_EXPRESSIONS, func() { b.rule(&o.Rule) })
+			b.nest(unix.NFTA_RULE_EXPRESSIONS, func() { b.rule(o.Rule) })
 			if c := o.Rule.Comment; c != "" {
 				b.raw(unix.NFTA_RULE_USERDATA, userData(0, c+"\x00"))
 			}

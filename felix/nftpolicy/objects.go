@@ -356,7 +356,7 @@ func (p *planner) chain(c *chainObject) {
 	} else {
 		p.flushes = append(p.flushes, Op{Kind: FlushChain, Chain: head})
 	}
-	for _, r := range c.want.Rules {
-		p.rules = append(p.rules, Op{Kind: AddRule, Chain: head, Rule: r, Inert: inert})
+	for i := range c.want.Rules {
+		p.rules = append(p.rules, Op{Kind: AddRule, Chain: head, Rule: &c.want.Rules[i], Inert: inert})
 	}
 }

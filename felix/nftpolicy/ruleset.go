@@ -181,7 +181,7 @@ type Op struct {
 	Set      Set       // of the first and last kinds, and of those on elements
 	Chain    Chain     // name and hook
 	Elements []Element // of those on elements
-	Rule     Rule      // of AddRule
+	Rule     *Rule     // of AddRule
 	// Inert says that no packet meets it: it adds something to which nothing refers before the others
 	// are done.
 	Inert bool

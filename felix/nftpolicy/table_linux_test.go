@@ -201,9 +201,9 @@ func TestKernelRefuses(t *testing.T) {
 		apply(t, New(k, quiet()), policyOf(t, name("a")).State)
 		before := list(t)
 		good := Op{Kind: AddChain, Chain: Chain{Name: "fine"}}
-		bad := Op{Kind: AddRule, Chain: Chain{Name: "output"}, Rule: Rule{Verdict: Verdict{Jump, "nowhere"}}}
-		loop := Op{Kind: AddRule, Chain: Chain{Name: "fine"}, Rule: Rule{Verdict: Verdict{Jump, "fine"}}}
-		used := Op{Kind: AddRule, Chain: Chain{Name: "output"}, Rule: Rule{Verdict: Verdict{Jump, "fine"}}}
+		bad := Op{Kind: AddRule, Chain: Chain{Name: "output"}, Rule: &Rule{Verdict: Verdict{Jump, "nowhere"}}}
+		loop := Op{Kind: AddRule, Chain: Chain{Name: "fine"}, Rule: &Rule{Verdict: Verdict{Jump, "fine"}}}
+		used := Op{Kind: AddRule, Chain: Chain{Name: "output"}, Rule: &Rule{Verdict: Verdict{Jump, "fine"}}}
 		for _, c := range []struct {
 			name string
 			ops  []Op
