@@ -186,3 +186,8 @@ func (h *host) DestroySet(name string) error {
 	delete(h.sets, name)
 	return nil
 }
+
+// setName is what a set is called at first.
+func setName(id policy.SetID, kind policy.SetKind, f policy.Family) string {
+	return setRef{kind: kind}.name(id, f)
+}

@@ -16,19 +16,26 @@ type match struct {
 	all   []string   // conditions that one line has together
 	any   [][]string // of each list one must hold
 	not   []string   // none may hold
-	nets  map[string][]netip.Prefix
+	sets  map[string]content
+}
+
+// content is what a set of a rule's own holds.
+type content struct {
+	kind    policy.SetKind
+	members []policy.Member
 }
 
 // matcher translates matches of one rule.
 type matcher struct {
-	kinds  map[policy.SetID]policy.SetKind // the sets that exist
+	refs   map[policy.SetID]setRef // the sets that exist
 	family policy.Family
-	rule   policy.RuleID
+	rule   policy.Rule
 }
 
 // translate returns what a packet must fulfil.
-func (c matcher) translate(m policy.Match) match {
-	out := match{nets: map[string][]netip.Prefix{}}
+func (c matcher) translate() match {
+	m := c.rule.Match
+	out := match{sets: map[string]content{}}
 	if m.Family != policy.AnyFamily && m.Family != c.family {
 		return match{never: true}
 	}
@@ -37,12 +44,12 @@ func (c matcher) translate(m policy.Match) match {
 	if len(m.Transport) > 0 {
 		var list []string
 		for _, t := range m.Transport {
-			list = append(list, c.transport(t)...)
+			list = append(list, c.transport(&out, t)...)
 		}
 		out.oneOf(list)
 	}
 	for _, t := range m.NotTransport {
-		list := c.transport(t)
+		list := c.transport(&out, t)
 		if c.missing(t.SourcePorts) || c.missing(t.DestinationPorts) || len(list) > 0 && list[0] == "" {
 			out.never = true
 		}
@@ -87,7 +94,7 @@ func (c matcher) peer(m *match, p policy.Peer, side, flag string) {
 		m.oneOf(list)
 	}
 	for _, id := range p.Outside.Sets {
-		if _, exists := c.kinds[id]; !exists {
+		if _, exists := c.refs[id]; !exists {
 			m.never = true
 		}
 	}
@@ -104,8 +111,8 @@ func (c matcher) peer(m *match, p policy.Peer, side, flag string) {
 func (c matcher) sets(ids []policy.SetID, side, not string) []string {
 	var list []string
 	for _, id := range ids {
-		if kind, exists := c.kinds[id]; exists && kind == policy.AddressSet {
-			list = append(list, fmt.Sprintf("-m set %s--match-set %s %s", not, setName(id, kind, c.family), side))
+		if r, exists := c.refs[id]; exists && r.kind == policy.AddressSet {
+			list = append(list, fmt.Sprintf("-m set %s--match-set %s %s", not, r.name(id, c.family), side))
 		}
 	}
 	return list
@@ -113,13 +120,13 @@ func (c matcher) sets(ids []policy.SetID, side, not string) []string {
 
 func (c matcher) netSet(m *match, nets []netip.Prefix, side, where, not string) string {
 	name := netsName(c.rule, side+" "+where, c.family)
-	m.nets[name] = nets
+	m.sets[name] = content{policy.AddressSet, netMembers(nets)}
 	return fmt.Sprintf("-m set %s--match-set %s %s", not, name, side)
 }
 
 func (c matcher) missing(p policy.Ports) bool {
 	for _, id := range p.Named {
-		if _, exists := c.kinds[id]; !exists {
+		if _, exists := c.refs[id]; !exists {
 			return true
 		}
 	}
@@ -127,13 +134,13 @@ func (c matcher) missing(p policy.Ports) bool {
 }
 
 // transport returns alternatives, none of which may hold if nothing fulfils it.
-func (c matcher) transport(t policy.Transport) []string {
+func (c matcher) transport(m *match, t policy.Transport) []string {
 	withPorts := !t.SourcePorts.Any() || !t.DestinationPorts.Any()
 	if t.ICMP.HasType || t.ICMP.HasCode {
 		if withPorts {
 			return nil
 		}
-		return c.icmp(t)
+		return c.icmp(m, t)
 	}
 	if !withPorts {
 		if t.Protocol == policy.AnyProtocol {
@@ -196,37 +203,34 @@ func (c matcher) ports(p policy.Ports, side, flag string) []string {
 	}
 	flush()
 	for _, id := range p.Named {
-		if kind, exists := c.kinds[id]; exists && kind == policy.AddressPortSet {
-			out = append(out, fmt.Sprintf("-m set --match-set %s %s,%s", setName(id, kind, c.family), side, side))
+		if r, exists := c.refs[id]; exists && r.kind == policy.AddressPortSet {
+			out = append(out, fmt.Sprintf("-m set --match-set %s %s,%s", r.name(id, c.family), side, side))
 		}
 	}
 	return out
 }
 
-// icmp returns alternatives.
-func (c matcher) icmp(t policy.Transport) []string {
-	if c.family == policy.IPv4 {
+// icmp returns alternatives. In IPv6 a code without a type, which icmp6 has not, is looked up in a set of
+// ports: to ipset, a message's port is its type and code.
+func (c matcher) icmp(m *match, t policy.Transport) []string {
+	switch i := t.ICMP; {
+	case c.family == policy.IPv4:
 		return icmp4(t)
-	}
-	if t.Protocol != policy.AnyProtocol && t.Protocol != policy.ICMPv6 {
+	case t.Protocol != policy.AnyProtocol && t.Protocol != policy.ICMPv6:
 		return nil
+	case i.HasType && i.HasCode:
+		return []string{fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d/%d", i.Type, i.Code)}
+	case i.HasType:
+		return []string{fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d", i.Type)}
 	}
-	types := []int{int(t.ICMP.Type)}
-	if !t.ICMP.HasType { // icmp6 has no code without a type, so it is each type with the code
-		types = make([]int, 256)
-		for i := range types {
-			types[i] = i
-		}
+	name := netsName(c.rule, fmt.Sprintf("code %d", t.ICMP.Code), c.family)
+	var members []policy.Member
+	for typ := range uint16(256) {
+		any := netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		members = append(members, policy.Member{Prefix: any, Protocol: policy.ICMPv6, Port: typ<<8 | uint16(t.ICMP.Code)})
 	}
-	var out []string
-	for _, i := range types {
-		one := fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d", i)
-		if t.ICMP.HasCode {
-			one += fmt.Sprintf("/%d", t.ICMP.Code)
-		}
-		out = append(out, one)
-	}
-	return out
+	m.sets[name] = content{policy.AddressPortSet, members}
+	return []string{fmt.Sprintf("-p ipv6-icmp -m set --match-set %s dst,dst", name)}
 }
 
 // icmp4 says it by type, and where that cannot by the bytes after the header: to iptables, type 255 is any

@@ -4,6 +4,7 @@ package iptables
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/heliograph-dev/heliograph/policy"
@@ -60,19 +61,38 @@ func ruleChain(id policy.RuleID, step int) string {
 	return fmt.Sprintf("%sr%s-%d", prefix, policy.Hash(id.String()), step)
 }
 
-// setName is the name of the ipset for a set's members of one family. Its type is part of it, so that a
-// set never has the name of another type's.
-func setName(id policy.SetID, kind policy.SetKind, f policy.Family) string {
+// setRef is what a set is in the kernel. The generation is another one after a change that must not meet
+// the rules of before.
+type setRef struct {
+	kind       policy.SetKind
+	generation int
+}
+
+// name is the name of the ipset for the members of one family. Its type is part of it, so that a set never
+// has the name of another type's.
+func (r setRef) name(id policy.SetID, f policy.Family) string {
 	letter := "a"
-	if kind == policy.AddressPortSet {
+	if r.kind == policy.AddressPortSet {
 		letter = "p"
+	}
+	if r.generation > 0 {
+		id += policy.SetID(fmt.Sprintf(" generation %d", r.generation))
 	}
 	return fmt.Sprintf("%s%s%d-%s", prefix, letter, f, policy.Hash(string(id)))
 }
 
-// netsName is the name of the ipset for networks that a rule lists: which says where in the rule.
-func netsName(id policy.RuleID, where string, f policy.Family) string {
-	return fmt.Sprintf("%sn%d-%s", prefix, f, policy.Hash(id.String()+" "+where))
+// netsName is the name of the ipset for networks that a rule lists: which says where, and what the rule
+// says but for its networks. A rule that is otherwise another one must not meet these as well.
+func netsName(r policy.Rule, where string, f policy.Family) string {
+	m := r.Match
+	for _, p := range []*policy.Peer{&m.Source, &m.Destination} {
+		p.Within = slices.Clone(p.Within)
+		for i := range p.Within {
+			p.Within[i].Nets = nil
+		}
+		p.Outside.Nets = nil
+	}
+	return fmt.Sprintf("%sn%d-%s", prefix, f, policy.Hash(fmt.Sprint(r.ID, r.Action, m, where)))
 }
 
 // maxComment is what both variants keep of a comment, less what we add to it.

@@ -4,7 +4,7 @@ package iptables
 
 import (
 	"fmt"
-	"net/netip"
+	"maps"
 	"strings"
 
 	"github.com/heliograph-dev/heliograph/policy"
@@ -25,7 +25,7 @@ func (c chains) add(name string, l ...line) { c[name] = append(c[name], l...) }
 // rendered is what a policy becomes in one family.
 type rendered struct {
 	chains chains
-	nets   map[string][]netip.Prefix
+	sets   map[string]content
 }
 
 // What lines do with the mark: see MarkMask.
@@ -48,8 +48,8 @@ func logs(a policy.Action, cause string) line {
 
 // renderPolicy translates a policy. Its chains end undecided, or with a bit of the mark. A direction without
 // rules has none: it would say nothing.
-func renderPolicy(p *policy.Policy, f policy.Family, kinds map[policy.SetID]policy.SetKind) rendered {
-	out := rendered{chains{}, map[string][]netip.Prefix{}}
+func renderPolicy(p *policy.Policy, f policy.Family, refs map[policy.SetID]setRef) rendered {
+	out := rendered{chains{}, map[string]content{}}
 	for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
 		name := policyChain(p.ID, d)
 		if len(p.Rules(d)) == 0 {
@@ -61,13 +61,11 @@ func renderPolicy(p *policy.Policy, f policy.Family, kinds map[policy.SetID]poli
 		}
 		out.chains.add(name) // it is there, even if no rule can match
 		for _, r := range p.Rules(d) {
-			m := matcher{kinds, f, r.ID}.translate(r.Match)
+			m := matcher{refs, f, r}.translate()
 			if m.never {
 				continue
 			}
-			for n, nets := range m.nets {
-				out.nets[n] = nets
-			}
+			maps.Copy(out.sets, m.sets)
 			out.chains.rule(name, r, m, p.Audit)
 		}
 	}

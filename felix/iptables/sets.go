@@ -98,11 +98,27 @@ func (s *sets) drop(name string) {
 	}
 }
 
+// rename wants a set under another name: one that is filled anew, while the old one stays as it is for as
+// long as it is needed.
+func (s *sets) rename(from, to string) {
+	old := s.want[from]
+	if old == nil {
+		return
+	}
+	x := &set{kind: old.kind, family: old.family, members: old.members, pending: map[policy.Member]bool{}}
+	for e := range x.members {
+		x.pending[e] = true
+	}
+	s.drop(from)
+	s.gone[from] = &set{kind: old.kind, family: old.family, created: old.created, members: map[policy.Member]int{}, pending: map[policy.Member]bool{}}
+	s.want[to], s.dirty[to] = x, true
+}
+
 // elements are what a member is in an ipset: nothing in the other family's, and since an ipset takes no
 // network of all addresses, two halves.
 func (x *set) elements(m policy.Member) []policy.Member {
 	m.Prefix = m.Prefix.Masked()
-	if !m.Prefix.IsValid() || familyOf(m.Prefix.Addr()) != x.family || x.kind == policy.AddressPortSet && !m.Protocol.HasPorts() {
+	if !m.Prefix.IsValid() || familyOf(m.Prefix.Addr()) != x.family || x.kind == policy.AddressPortSet && !looksUpPorts(m.Protocol) {
 		return nil
 	}
 	if x.kind == policy.AddressSet && m.Protocol != policy.AnyProtocol {
@@ -115,6 +131,9 @@ func (x *set) elements(m policy.Member) []policy.Member {
 	low.Prefix, high.Prefix = halves(m.Prefix)
 	return []policy.Member{low, high}
 }
+
+// looksUpPorts says whether ipset knows ports of a protocol.
+func looksUpPorts(p policy.Protocol) bool { return p.HasPorts() || p == policy.ICMPv6 }
 
 // mark notes that the kernel has to add or remove an element, unless it takes back what was noted before.
 func (x *set) mark(e policy.Member, add bool) {

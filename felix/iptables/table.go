@@ -60,19 +60,22 @@ type Table struct {
 	handle Handle
 	log    *slog.Logger
 
-	kinds     map[policy.SetID]policy.SetKind
+	refs      map[policy.SetID]setRef
 	policies  map[policy.PolicyID]*policy.Policy
 	endpoints map[policy.EndpointID]*policy.Endpoint
 	users     map[policy.SetID]map[policy.PolicyID]bool // who refers to a set, whether it is there or not
 
 	changed     map[policy.PolicyID]bool // to be rendered again
-	dispatching bool                     // so are the endpoints
+	moved       map[policy.SetID]bool    // sets whose members change
+	dispatching bool                     // the endpoints are to be rendered again
 	refused     map[policy.PolicyID]error
 
 	families []*family
 	sets     *sets
-	told     bool // Update was called: nothing is written before
-	stale    bool
+	// generation is the last one that a set was given.
+	generation int
+	told       bool // Update was called: nothing is written before
+	stale      bool
 }
 
 // family is what is the same for IPv4 and IPv6.
@@ -87,7 +90,7 @@ type family struct {
 func New(h Handle, log *slog.Logger) *Table {
 	t := &Table{
 		handle: h, log: log, sets: newSets(), stale: true, dispatching: true,
-		kinds: map[policy.SetID]policy.SetKind{}, policies: map[policy.PolicyID]*policy.Policy{},
+		refs: map[policy.SetID]setRef{}, moved: map[policy.SetID]bool{}, policies: map[policy.PolicyID]*policy.Policy{},
 		endpoints: map[policy.EndpointID]*policy.Endpoint{}, users: map[policy.SetID]map[policy.PolicyID]bool{},
 		changed: map[policy.PolicyID]bool{}, refused: map[policy.PolicyID]error{},
 	}
@@ -122,23 +125,57 @@ func (t *Table) updateSet(c policy.SetChange) {
 			t.changed[id] = true
 		}
 	}
-	kind, existed := t.kinds[c.ID]
+	ref, existed := t.refs[c.ID]
 	switch c.Op {
 	case policy.Added:
-		kind = c.Kind
-		t.kinds[c.ID] = kind
+		ref.kind = c.Kind
+		t.refs[c.ID] = ref
+	case policy.Changed:
+		t.moved[c.ID] = true
 	case policy.Removed:
-		delete(t.kinds, c.ID)
+		delete(t.refs, c.ID)
 	}
 	for _, f := range t.families {
-		name := setName(c.ID, kind, f.family)
+		name := ref.name(c.ID, f.family)
 		switch {
 		case c.Op == policy.Added:
-			t.sets.declare(name, kind, f.family, c.Add)
+			t.sets.declare(name, ref.kind, f.family, c.Add)
 		case c.Op == policy.Removed && existed:
 			t.sets.drop(name)
 		case existed:
 			t.sets.change(name, c.Add, c.Remove)
+		}
+	}
+}
+
+// separate gives sets of which members come or go another name, if policies that refer to them change as
+// well: rules and sets change one after the other, and what the old rules allow to the new members, or
+// the new ones to the old, may be what neither state allows. The rules go over to the new set as they
+// change, all in one transaction.
+func (t *Table) separate() {
+	var both []policy.SetID
+	for id := range t.moved {
+		for user := range t.users[id] {
+			if t.changed[user] {
+				both = append(both, id)
+				break
+			}
+		}
+	}
+	t.moved = map[policy.SetID]bool{}
+	for _, id := range both {
+		ref, exists := t.refs[id]
+		if !exists {
+			continue
+		}
+		t.generation++
+		with := setRef{ref.kind, t.generation}
+		for _, f := range t.families {
+			t.sets.rename(ref.name(id, f.family), with.name(id, f.family))
+		}
+		t.refs[id] = with
+		for user := range t.users[id] {
+			t.changed[user] = true
 		}
 	}
 }
@@ -200,6 +237,7 @@ func (t *Table) apply(ctx context.Context) error {
 			t.changed[id] = true
 		}
 	}
+	t.separate()
 	t.render()
 	defer t.tellRefused(before)
 	if t.stale {
@@ -235,7 +273,7 @@ func (t *Table) render() {
 		for _, f := range t.families {
 			with := rendered{}
 			if p := t.policies[id]; p != nil {
-				with = renderPolicy(p, f.family, t.kinds)
+				with = renderPolicy(p, f.family, t.refs)
 			}
 			t.put(f, id, with)
 		}
@@ -256,14 +294,14 @@ func (t *Table) render() {
 func (t *Table) put(f *family, id policy.PolicyID, with rendered) {
 	old := f.policies[id]
 	f.replace(old.chains, with.chains)
-	for name := range old.nets {
-		if _, stays := with.nets[name]; !stays {
+	for name := range old.sets {
+		if _, stays := with.sets[name]; !stays {
 			t.sets.drop(name)
 		}
 	}
-	for name, nets := range with.nets {
-		if was, ok := old.nets[name]; !ok || !slices.Equal(was, nets) {
-			t.sets.declare(name, policy.AddressSet, f.family, netMembers(nets))
+	for name, c := range with.sets {
+		if was, ok := old.sets[name]; !ok || !slices.Equal(was.members, c.members) {
+			t.sets.declare(name, c.kind, f.family, c.members)
 		}
 	}
 	if with.chains == nil {
@@ -303,7 +341,7 @@ func (t *Table) closeUsers(refused map[string]error) {
 	}
 	for _, f := range t.families {
 		for id, r := range f.policies {
-			for name := range r.nets {
+			for name := range r.sets {
 				t.refuse(id, refused[name])
 			}
 		}
@@ -311,7 +349,7 @@ func (t *Table) closeUsers(refused map[string]error) {
 	for set, users := range t.users {
 		for _, f := range t.families {
 			for id := range users {
-				t.refuse(id, refused[setName(set, t.kinds[set], f.family)])
+				t.refuse(id, refused[t.refs[set].name(set, f.family)])
 			}
 		}
 	}

@@ -8,8 +8,6 @@ import (
 	"net/netip"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -158,18 +156,13 @@ func (f *Flood) tick(round uint16) {
 func (f *Flood) listen() {
 	var got []arrival
 	w := f.lab.wires
-	buf := make([]byte, 2048)
+	buf := make([]byte, frameSize)
 	for {
-		n, from, err := unix.Recvfrom(w.peers, buf, 0)
-		if err == nil {
-			if a, ok := w.arrived(buf[:n], from); ok {
+		if n, ifindex, ok := w.peers.read(buf); ok {
+			if a, ok := w.arrived(buf[:n], ifindex); ok {
 				got = append(got, a)
 			}
 			continue
-		}
-		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR) {
-			f.heard <- got
-			return
 		}
 		got = w.drain(got)
 		select {
@@ -177,7 +170,7 @@ func (f *Flood) listen() {
 			f.heard <- got
 			return
 		default:
-			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(w.peers), Events: unix.POLLIN}}, 20) //nolint:gosec // a descriptor
+			w.peers.wait(20)
 		}
 	}
 }
@@ -224,8 +217,6 @@ func (f *Flood) tally(got []arrival) FloodResult {
 			r.Cut += map[bool]int{false: 1}[arrived[id]]
 		}
 	}
-	if s, err := unix.GetsockoptTpacketStats(f.lab.wires.peers, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
-		r.Overflow = int(s.Drops)
-	}
+	r.Overflow = f.lab.wires.peers.overflows()
 	return r
 }

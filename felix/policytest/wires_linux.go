@@ -35,8 +35,8 @@ const fenceType = 0x88b5
 // order in which they were sent, and a frame that is sent last and arrived says that all before it
 // have arrived, or never will.
 type wires struct {
-	peers   int // packet socket at the pods' and the outside's ends
-	node    int // packet socket at the node's ends, of fences
+	peers   *ring // at the pods' and the outside's ends
+	node    *ring // at the node's ends, of fences
 	output  [2]int
 	input   []input
 	ifindex map[End]int // of the peers
@@ -98,7 +98,11 @@ func openWires(l *Lab) *wires {
 // the other end is, and drops what is sent before.
 func (w *wires) warm() error {
 	for e := Outside; e <= rogue; e++ {
-		for _, way := range []struct{ from, ifindex, to int }{{w.node, w.devices[e], w.peers}, {w.peers, w.ifindex[e], w.node}} {
+		for _, way := range []struct {
+			from    *ring
+			ifindex int
+			to      *ring
+		}{{w.node, w.devices[e], w.peers}, {w.peers, w.ifindex[e], w.node}} {
 			var err error
 			for range 50 {
 				id := w.nextID(1)
@@ -118,12 +122,15 @@ func (w *wires) warm() error {
 	return nil
 }
 
-func packetSocket(protocol uint16) (int, error) {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(htons(protocol)))
+func packetSocket(protocol uint16) (*ring, error) {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(protocol)))
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
-	return fd, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
+		return nil, err
+	}
+	return useRing(fd)
 }
 
 func htons(v uint16) uint16 { return v<<8 | v>>8 }
@@ -148,7 +155,9 @@ func (w *wires) openRaw() error {
 
 func (w *wires) close() {
 	close(w.work)
-	for _, fd := range []int{w.peers, w.node, w.output[0], w.output[1]} {
+	w.peers.close()
+	w.node.close()
+	for _, fd := range w.output {
 		_ = unix.Close(fd)
 	}
 	for _, in := range w.input {
@@ -204,7 +213,7 @@ func (w *wires) inject(from End, p []byte) error {
 	if from == Outside {
 		dst, _ = net.ParseMAC(outMAC)
 	}
-	return w.frame(w.peers, w.ifindex[from], dst, peerMAC(from), kind, p)
+	return w.frame(w.peers.fd, w.ifindex[from], dst, peerMAC(from), kind, p)
 }
 
 func (w *wires) frame(fd, ifindex int, dst, src net.HardwareAddr, kind uint16, payload []byte) error {
@@ -260,22 +269,19 @@ func (w *wires) fence(id uint32) ([]arrival, error) {
 	return w.drain(got), nil
 }
 
-func (w *wires) fenceFrame(fd, ifindex int, id uint32) error {
+func (w *wires) fenceFrame(by *ring, ifindex int, id uint32) error {
 	broadcast := net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-	return w.frame(fd, ifindex, broadcast, net.HardwareAddr{2, 0, 0, 0, 0xfe, 0}, fenceType, binary.BigEndian.AppendUint32(nil, id))
+	return w.frame(by.fd, ifindex, broadcast, net.HardwareAddr{2, 0, 0, 0, 0xfe, 0}, fenceType, binary.BigEndian.AppendUint32(nil, id))
 }
 
-// collect reads a packet socket until the fence.
-func (w *wires) collect(fd int, id uint32, longest time.Duration) (got []arrival, err error) {
-	buf := make([]byte, 2048)
+// collect reads until the fence.
+func (w *wires) collect(r *ring, id uint32, longest time.Duration) (got []arrival, err error) {
+	buf := make([]byte, frameSize)
 	for deadline := time.Now().Add(longest); time.Now().Before(deadline); {
-		n, from, err := unix.Recvfrom(fd, buf, 0)
-		switch {
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
-			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 50) //nolint:gosec // a descriptor
+		n, ifindex, ok := r.read(buf)
+		if !ok {
+			r.wait(50)
 			continue
-		case err != nil:
-			return got, err
 		}
 		if n >= 18 && binary.BigEndian.Uint16(buf[12:]) == fenceType {
 			if binary.BigEndian.Uint32(buf[14:]) == id {
@@ -283,20 +289,19 @@ func (w *wires) collect(fd int, id uint32, longest time.Duration) (got []arrival
 			}
 			continue
 		}
-		if a, ok := w.arrived(buf[:n], from); ok {
+		if a, ok := w.arrived(buf[:n], ifindex); ok {
 			got = append(got, a)
 		}
 	}
 	return got, errors.New("it did not arrive")
 }
 
-func (w *wires) arrived(frame []byte, from unix.Sockaddr) (arrival, bool) {
-	ll, ok := from.(*unix.SockaddrLinklayer)
-	if !ok || len(frame) < 14 {
+func (w *wires) arrived(frame []byte, ifindex int) (arrival, bool) {
+	if len(frame) < 14 {
 		return arrival{}, false
 	}
 	s, ok := parse(frame[14:])
-	return arrival{s, w.ends[ll.Ifindex]}, ok
+	return arrival{s, w.ends[ifindex]}, ok
 }
 
 // drain adds what has come in to the node itself.
