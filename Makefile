@@ -36,9 +36,9 @@ test: deps verify test-unit test-vm test-interop test-e2e ## Everything that a c
 build: bin/heliograph bin/heliograph-cni bin/heliograph-reflector bin/portmap bin/kubectl-heliograph ## Build the binaries into bin/
 
 .PHONY: image
-image: build ## Write bin/heliograph.tar, a docker-archive of the one image, without a container engine
+image: deps build ## Write bin/heliograph.tar, a docker-archive of the one image, without a container engine
 	@$(GO) -C hack/lab run ./cmd/mkimage --ref $(IMAGE) --out $(BIN)/heliograph.tar --entrypoint /heliograph \
-		$(BIN)/heliograph:/heliograph:0755 $(BIN)/heliograph-cni:/cni/heliograph-cni:0755 $(BIN)/portmap:/cni/portmap:0755
+		$(BIN)/heliograph:/heliograph:0755 $(BIN)/heliograph-cni:/cni/heliograph-cni:0755 $(BIN)/portmap:/cni/portmap:0755 $$(hack/iptables-files.sh)
 
 # go build knows best what is out of date.
 .PHONY: FORCE
@@ -137,7 +137,7 @@ conformance: deps test-interop ## What others made, on the other end: BGP with F
 ## Measures
 
 .PHONY: bench
-bench: bench-routes bench-cni bench-paths bench-reflector bench-throughput bench-pods bench-failover ## Measure against peers and physical limits: Markdown tables of ratios
+bench: bench-routes bench-cni bench-policy bench-paths bench-reflector bench-throughput bench-pods bench-failover ## Measure against peers and physical limits: Markdown tables of ratios
 
 .PHONY: bench-pods
 bench-pods: image bin/lab
@@ -159,7 +159,7 @@ bench-failover: image bin/lab
 	@set -o pipefail; HELIOGRAPH_NO_SKIP=1 $(GO) -C test/e2e test . -run '^TestFailover$$' -rounds=5 -v -count=1 -timeout 60m | tee $(BIN)/failover.log | \
 		awk '/failover between two racks/ {print "## Failover between two racks\n\nPings every 10 ms, 4 at once, in the lab; the longest gap of each round.\n"} {sub(/^ +/, "")} /^\|/ {print} /^(FAIL|ok)/ {print > "/dev/stderr"}'
 
-bench-%: build ## One part of bench: routes, cni, paths, reflector, reflector-hostile, throughput, pods, failover
+bench-%: build ## One part of bench: routes, cni, policy, paths, reflector, reflector-hostile, throughput, pods, failover
 	@$(GO) -C test/bench run ./cmd/bench $*
 
 .PHONY: tail

@@ -149,7 +149,7 @@ func (a *Agent) wire(ctx context.Context) error {
 		},
 		outputs: outputs{
 			dataplane: newDataplane(a.drivers, m, a.heart), gate: &gate{}, heart: a.heart, metrics: m,
-			publish: a.reporter.publish, tell: a.events,
+			publish: a.publish, tell: a.events,
 		},
 		adopted: adopted, paths: newPaths(a.opts.NodeName, a.prober),
 	}
@@ -168,6 +168,12 @@ func (a *Agent) wire(ctx context.Context) error {
 		}, ready: a.ready, gatherer: a.registry, log: a.log,
 	}
 	return nil
+}
+
+// publish hands a report to those who follow it.
+func (a *Agent) publish(r *Report) {
+	a.policy.choose(r.Felix.Dataplane)
+	a.reporter.publish(r)
 }
 
 // errNoReason is for a part of the agent that ended by itself without an error.

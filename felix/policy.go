@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/felix/enforce"
 	"github.com/heliograph-dev/heliograph/felix/feed"
+	"github.com/heliograph-dev/heliograph/felix/iptables"
 	"github.com/heliograph-dev/heliograph/felix/link"
 	"github.com/heliograph-dev/heliograph/felix/nflog"
 	"github.com/heliograph-dev/heliograph/felix/nftpolicy"
@@ -27,15 +29,19 @@ type policyPart struct {
 	journal  *feed.Journal
 	kernel   *nftpolicy.Kernel
 	links    *link.Kernel
+	iptables map[iptables.Variant]*iptables.Kernel // of the enforcer's goroutine
+	variant  iptables.Variant                      // Auto: not found out yet
 	enforcer *enforce.Enforcer
 	heart    *heart
 	pokes    chan struct{} // somebody else changed our rules
+	chosen   atomic.Pointer[string]
+	choices  chan struct{} // chosen changed
 	log      *slog.Logger
 }
 
 // openPolicy opens the copy on disk and the kernel. Nothing is written yet.
 func openPolicy(opts Options, log *slog.Logger) (*policyPart, error) {
-	p := &policyPart{feed: feed.New(), heart: &heart{name: "policy loop"}, pokes: make(chan struct{}, 1), log: log}
+	p := &policyPart{feed: feed.New(), heart: &heart{name: "policy loop"}, iptables: map[iptables.Variant]*iptables.Kernel{}, pokes: make(chan struct{}, 1), choices: make(chan struct{}, 1), log: log}
 	p.heart.Beat(time.Now())
 	var err error
 	if p.journal, err = feed.OpenJournal(filepath.Join(opts.StateDir, "policy.db"), watch.FeedTypes(), log); err != nil {
@@ -58,23 +64,34 @@ func (a *Agent) refreshInterval() time.Duration {
 	return snapshot.DefaultRefreshInterval
 }
 
+// choose notes by which dataplane policy should be enforced.
+func (p *policyPart) choose(dataplane string) {
+	if old := p.chosen.Swap(&dataplane); old != nil && *old == dataplane {
+		return
+	}
+	select {
+	case p.choices <- struct{}{}:
+	default:
+	}
+}
+
+// choice is that dataplane; empty as long as nobody knows.
+func (p *policyPart) choice() string {
+	if c := p.chosen.Load(); c != nil {
+		return *c
+	}
+	return ""
+}
+
 // wire connects it with the rest of the agent.
 func (p *policyPart) wire(a *Agent) error {
 	var err error
 	p.enforcer, err = enforce.New(enforce.Options{
 		Feed: p.feed, Journal: p.journal, Pods: a.pods.manager.Attachments, PodPokes: a.pods.changed,
-		Choice:     func() string { return enforce.Auto },
-		Dataplanes: p.dataplanes(), Disturbed: p.pokes, Flows: a.pods.tracked, NodeAddresses: p.nodeAddresses, RefreshInterval: a.refreshInterval,
+		Choice: p.choice, Choices: p.choices, Dataplanes: p.dataplanes(), Disturbed: p.pokes, Flows: a.pods.tracked, NodeAddresses: p.nodeAddresses, RefreshInterval: a.refreshInterval,
 		Heart: p.heart, Changed: a.reporter.poke, Log: a.log, Registerer: a.registry,
 	})
 	return err
-}
-
-// dataplanes are those that policy can be enforced by, the best first.
-func (p *policyPart) dataplanes() []enforce.Dataplane {
-	return []enforce.Dataplane{{
-		Name: enforce.NFTables, Open: func() (enforce.Renderer, error) { return nftpolicy.New(p.kernel, p.log), nil },
-	}}
 }
 
 // monitor pokes when somebody else changes our rules.

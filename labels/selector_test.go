@@ -194,11 +194,11 @@ func (t *tree) selects(l map[string]string) bool {
 	case "==":
 		return ok && v == t.values[0]
 	case "!=":
-		return !(ok && v == t.values[0])
+		return !ok || v != t.values[0]
 	case "in":
 		return ok && slices.Contains(t.values, v)
 	case "not in":
-		return !(ok && slices.Contains(t.values, v))
+		return !ok || !slices.Contains(t.values, v)
 	case "contains":
 		return ok && strings.Contains(v, t.values[0])
 	case "starts with":

@@ -4,6 +4,17 @@ package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+// Dataplane is by what network policy is enforced.
+// +kubebuilder:validation:Enum=Auto;NFTables;IPTables
+type Dataplane string
+
+// Dataplanes.
+const (
+	DataplaneAuto     Dataplane = "Auto"
+	DataplaneNFTables Dataplane = "NFTables"
+	DataplaneIPTables Dataplane = "IPTables"
+)
+
 // FelixConfigurationSpec sets the dataplane of the agents.
 type FelixConfigurationSpec struct {
 	// mtu of the pods' interfaces, in bytes. Default: that of the interface that holds the node's
@@ -37,6 +48,12 @@ type FelixConfigurationSpec struct {
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('5s')",message="routeRefreshInterval must be at least 5s"
 	RouteRefreshInterval *metav1.Duration `json:"routeRefreshInterval,omitempty"`
+
+	// dataplane is by what network policy is enforced: NFTables, IPTables (with ipset; the variant, nft or
+	// legacy, is the one that the node's other rules use), or Auto, the first of these that the node has.
+	// A change takes effect at once, and without a moment in which policy is not enforced. Default Auto.
+	// +optional
+	Dataplane Dataplane `json:"dataplane,omitempty"`
 
 	// ipamCooldown is how long a released address rests before it is given to another pod. Default 30s.
 	// +optional

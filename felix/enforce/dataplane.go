@@ -27,6 +27,7 @@ type Dataplane struct {
 type inUse struct {
 	Renderer
 	name string
+	auto bool // it was chosen as the first that there is
 	// swept says that what others may have left is gone.
 	swept bool
 }
@@ -36,12 +37,16 @@ type inUse struct {
 // that at no time a packet passes which neither would let.
 func (e *Enforcer) choose(ctx context.Context) error {
 	want := e.opts.Choice()
-	if e.use != nil && (want == e.use.name || want == Auto) {
+	if e.use != nil && (want == e.use.name || want == Auto && e.use.auto) {
 		return nil
 	}
 	next, err := e.open(want)
 	if err != nil {
 		return err
+	}
+	if e.use != nil && e.use.name == next.name {
+		e.use.auto = next.auto
+		return nil
 	}
 	next.Update(e.state.Delta())
 	if e.use == nil {
@@ -66,7 +71,7 @@ func (e *Enforcer) open(name string) (*inUse, error) {
 		}
 		r, err := d.Open()
 		if err == nil {
-			return &inUse{Renderer: r, name: d.Name}, nil
+			return &inUse{Renderer: r, name: d.Name, auto: name == Auto}, nil
 		}
 		last = fmt.Errorf("dataplane %s: %w", d.Name, err)
 	}

@@ -70,9 +70,11 @@ type Options struct {
 	// Pods are the attachments of this node, PodPokes says that they changed.
 	Pods     func() []ipam.Allocation
 	PodPokes <-chan struct{}
-	// Dataplanes that there are, the best first, and which is asked for: Auto or a name.
+	// Dataplanes that there are, the best first, and which is asked for: Auto or a name; empty as long as
+	// nobody knows. Choices says that it changed.
 	Dataplanes []Dataplane
 	Choice     func() string
+	Choices    <-chan struct{}
 	// Disturbed says that somebody else changed what a dataplane wrote.
 	Disturbed <-chan struct{}
 	Flows     Flows
@@ -174,9 +176,24 @@ func (e *Enforcer) awaitFacts(ctx context.Context) error {
 				e.log.Warn("no answer from the API server: policies and pods are those of the copy on disk")
 				e.opts.Feed.Seed(changes)
 				e.fromDisk = true
-				return nil
+				return e.awaitChoice(ctx)
 			}
 			e.log.Warn("no answer from the API server, and no copy of policies on disk: waiting", "error", err)
+		}
+	}
+	return e.awaitChoice(ctx)
+}
+
+// awaitChoice waits until it is known by which dataplane policy should be enforced: what an earlier agent
+// left is in force until then, and to change from another one for a moment would be in vain.
+func (e *Enforcer) awaitChoice(ctx context.Context) error {
+	for e.opts.Choice() == "" {
+		e.opts.Heart.Beat(time.Now())
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-e.opts.Choices:
+		case <-time.After(beat):
 		}
 	}
 	return nil
@@ -194,6 +211,7 @@ func (e *Enforcer) listen(ctx context.Context) {
 	case <-ctx.Done():
 	case <-e.opts.Feed.Changed():
 	case <-e.opts.PodPokes:
+	case <-e.opts.Choices:
 	case ask := <-e.asks:
 		ask()
 	case <-e.opts.Disturbed:

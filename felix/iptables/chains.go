@@ -140,7 +140,9 @@ func tier(t policy.Tier, d policy.Direction, policies map[policy.PolicyID]*polic
 			break
 		}
 		enforced = enforced || !p.Audit
-		out = append(out, line{match: undecided, target: "-j " + policyChain(id, d)})
+		if len(p.Rules(d)) > 0 {
+			out = append(out, line{match: undecided, target: "-j " + policyChain(id, d)})
+		}
 	}
 	out = append(out, line{match: allowed, target: "-j RETURN"})
 	switch {

@@ -45,6 +45,9 @@ func Open(v Variant) (*Kernel, error) {
 	}
 	k := &Kernel{variant: v, commands: map[policy.Family]commands{}}
 	for f, name := range map[policy.Family]string{policy.IPv4: "iptables", policy.IPv6: "ip6tables"} {
+		if _, err := os.Stat("/proc/net/if_inet6"); f == policy.IPv6 && err != nil {
+			continue // a kernel without IPv6 has no packets of it either
+		}
 		c, err := find(name, v)
 		if err != nil {
 			return nil, err
@@ -133,11 +136,17 @@ func hasRules(v Variant) bool {
 
 // Save implements Handle.
 func (k *Kernel) Save(ctx context.Context, f policy.Family) ([]byte, error) {
+	if _, ok := k.commands[f]; !ok {
+		return nil, nil
+	}
 	return run(ctx, nil, k.commands[f].save, "-c", "-t", "filter")
 }
 
 // Restore implements Handle. It waits for others who hold the lock.
 func (k *Kernel) Restore(ctx context.Context, f policy.Family, input []byte) error {
+	if _, ok := k.commands[f]; !ok {
+		return nil
+	}
 	_, err := run(ctx, input, k.commands[f].restore, "--noflush", "-w", "5")
 	return err
 }

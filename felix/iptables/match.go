@@ -203,17 +203,16 @@ func (c matcher) ports(p policy.Ports, side, flag string) []string {
 	return out
 }
 
-// icmp returns alternatives. iptables has no code without a type, so that is each type with the code.
+// icmp returns alternatives.
 func (c matcher) icmp(t policy.Transport) []string {
-	own, format := policy.ICMP, "-p icmp -m icmp --icmp-type %d"
-	if c.family == policy.IPv6 {
-		own, format = policy.ICMPv6, "-p ipv6-icmp -m icmp6 --icmpv6-type %d"
+	if c.family == policy.IPv4 {
+		return icmp4(t)
 	}
-	if t.Protocol != policy.AnyProtocol && t.Protocol != own {
+	if t.Protocol != policy.AnyProtocol && t.Protocol != policy.ICMPv6 {
 		return nil
 	}
 	types := []int{int(t.ICMP.Type)}
-	if !t.ICMP.HasType {
+	if !t.ICMP.HasType { // icmp6 has no code without a type, so it is each type with the code
 		types = make([]int, 256)
 		for i := range types {
 			types[i] = i
@@ -221,13 +220,34 @@ func (c matcher) icmp(t policy.Transport) []string {
 	}
 	var out []string
 	for _, i := range types {
-		one := fmt.Sprintf(format, i)
+		one := fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d", i)
 		if t.ICMP.HasCode {
 			one += fmt.Sprintf("/%d", t.ICMP.Code)
 		}
 		out = append(out, one)
 	}
 	return out
+}
+
+// icmp4 says it by type, and where that cannot by the bytes after the header: to iptables, type 255 is any
+// type, and a code is nothing without a type.
+func icmp4(t policy.Transport) []string {
+	const unsayable = 255
+	const bytes = "-p icmp -m u32 --u32 0>>22&0x3C@0>>16&"
+	i := t.ICMP
+	switch {
+	case t.Protocol != policy.AnyProtocol && t.Protocol != policy.ICMP:
+		return nil
+	case !i.HasType:
+		return []string{fmt.Sprintf(bytes+"0xFF=%d", i.Code)}
+	case i.Type == unsayable && i.HasCode:
+		return []string{fmt.Sprintf(bytes+"0xFFFF=0x%02X%02X", i.Type, i.Code)}
+	case i.Type == unsayable:
+		return []string{bytes + "0xFF00=0xFF00"}
+	case i.HasCode:
+		return []string{fmt.Sprintf("-p icmp -m icmp --icmp-type %d/%d", i.Type, i.Code)}
+	}
+	return []string{fmt.Sprintf("-p icmp -m icmp --icmp-type %d", i.Type)}
 }
 
 // protocol is a name that iptables knows without /etc/protocols, or the number.

@@ -46,16 +46,20 @@ func logs(a policy.Action, cause string) line {
 	return line{match: limit, target: fmt.Sprintf("-j NFLOG --nflog-prefix %s --nflog-group %d", policy.LogPrefix(a, cause), policy.LogGroup)}
 }
 
-// renderPolicy translates a policy. Its chains end undecided, or with a bit of the mark.
+// renderPolicy translates a policy. Its chains end undecided, or with a bit of the mark. A direction without
+// rules has none: it would say nothing.
 func renderPolicy(p *policy.Policy, f policy.Family, kinds map[policy.SetID]policy.SetKind) rendered {
 	out := rendered{chains{}, map[string][]netip.Prefix{}}
 	for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
 		name := policyChain(p.ID, d)
+		if len(p.Rules(d)) == 0 {
+			continue
+		}
 		if p.Audit {
 			out.chains.add(name, line{target: "-j " + auditChain(p.ID, d)}, line{target: clearMark})
 			name = auditChain(p.ID, d)
 		}
-		out.chains.add(name) // it is there, even without rules
+		out.chains.add(name) // it is there, even if no rule can match
 		for _, r := range p.Rules(d) {
 			m := matcher{kinds, f, r.ID}.translate(r.Match)
 			if m.never {
@@ -88,7 +92,7 @@ func (c chains) rule(chain string, r policy.Rule, m match, audit bool) {
 	switch {
 	case len(m.not) > 0 || len(m.any) > 1 || len(m.any) == 1 && r.Action == policy.Log:
 		c.steps(chain, all, r, m, final)
-		if audit || r.Action != policy.Deny { // which alone does not come back
+		if r.Action != policy.Log && (audit || r.Action != policy.Deny) { // what comes back, and is decided
 			c.add(chain, line{match: decided, target: "-j RETURN"})
 		}
 	case len(m.any) == 1:

@@ -217,7 +217,8 @@ func (s *sets) growOne(h Handle, name string, x *set) error {
 	return nil
 }
 
-// shrink lets members leave and destroys sets: after rules no longer need them.
+// shrink lets members leave and destroys sets: after rules no longer need them. A set that the kernel is
+// not done with yet waits for the next time.
 func (s *sets) shrink(h Handle) error {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(s.dirty)) {
@@ -235,7 +236,11 @@ func (s *sets) shrink(h Handle) error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.gone)) {
 		if s.gone[name].created {
-			if err := h.DestroySet(name); err != nil && !errors.Is(err, syscall.ENOENT) {
+			err := h.DestroySet(name)
+			if errors.Is(err, syscall.EBUSY) {
+				continue
+			}
+			if err != nil && !errors.Is(err, syscall.ENOENT) {
 				errs = append(errs, fmt.Errorf("destroy ipset %s: %w", name, err))
 				continue
 			}

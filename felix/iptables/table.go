@@ -18,6 +18,7 @@
 package iptables
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/heliograph-dev/heliograph/policy"
 )
@@ -75,6 +78,7 @@ type Table struct {
 // family is what is the same for IPv4 and IPv6.
 type family struct {
 	*ruleset
+	unread    error // why the kernel's rules are not known
 	policies  map[policy.PolicyID]rendered
 	endpoints chains
 }
@@ -88,7 +92,7 @@ func New(h Handle, log *slog.Logger) *Table {
 		changed: map[policy.PolicyID]bool{}, refused: map[policy.PolicyID]error{},
 	}
 	for _, f := range []policy.Family{policy.IPv4, policy.IPv6} {
-		t.families = append(t.families, &family{newRuleset(f), map[policy.PolicyID]rendered{}, nil})
+		t.families = append(t.families, &family{ruleset: newRuleset(f), policies: map[policy.PolicyID]rendered{}})
 	}
 	return t
 }
@@ -119,10 +123,11 @@ func (t *Table) updateSet(c policy.SetChange) {
 		}
 	}
 	kind, existed := t.kinds[c.ID]
-	if c.Op == policy.Added {
+	switch c.Op {
+	case policy.Added:
 		kind = c.Kind
 		t.kinds[c.ID] = kind
-	} else if c.Op == policy.Removed {
+	case policy.Removed:
 		delete(t.kinds, c.ID)
 	}
 	for _, f := range t.families {
@@ -155,13 +160,18 @@ func (t *Table) updatePolicy(c policy.PolicyChange) {
 		return
 	}
 	t.policies[c.ID] = c.Policy
-	t.dispatching = t.dispatching || old == nil || old.Audit != c.Policy.Audit
+	t.dispatching = t.dispatching || !sameToEndpoints(old, c.Policy)
 	for id := range c.Policy.Sets {
 		if t.users[id] == nil {
 			t.users[id] = map[policy.PolicyID]bool{}
 		}
 		t.users[id][c.ID] = true
 	}
+}
+
+// sameToEndpoints says whether two versions of a policy stand alike in the chains of endpoints.
+func sameToEndpoints(a, b *policy.Policy) bool {
+	return a != nil && a.Audit == b.Audit && (len(a.Ingress) == 0) == (len(b.Ingress) == 0) && (len(a.Egress) == 0) == (len(b.Egress) == 0)
 }
 
 // QueueResync makes the next Apply read the kernel, and repair what differs.
@@ -184,7 +194,14 @@ func (t *Table) Apply(ctx context.Context) error {
 }
 
 func (t *Table) apply(ctx context.Context) error {
+	before := maps.Clone(t.refused)
+	if t.stale { // what was refused is tried again
+		for id := range t.refused {
+			t.changed[id] = true
+		}
+	}
 	t.render()
+	defer t.tellRefused(before)
 	if t.stale {
 		if err := t.learn(ctx); err != nil {
 			return err
@@ -196,10 +213,16 @@ func (t *Table) apply(ctx context.Context) error {
 	}
 	t.closeUsers(refused)
 	for range 2 { // what one family refuses changes the other's rules as well
+		var errs []error
 		for _, f := range t.families {
-			if err := t.commit(ctx, f); err != nil {
-				return fmt.Errorf("change %s rules: %w", f.family, err)
+			if f.unread != nil {
+				errs = append(errs, fmt.Errorf("read %s rules: %w", f.family, f.unread))
+			} else if err := t.commit(ctx, f); err != nil {
+				errs = append(errs, fmt.Errorf("change %s rules: %w", f.family, err))
 			}
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err // and keep the sets that the rules may refer to
 		}
 	}
 	return t.sets.shrink(t.handle)
@@ -250,7 +273,7 @@ func (t *Table) put(f *family, id policy.PolicyID, with rendered) {
 	}
 }
 
-// learn reads the kernel.
+// learn reads the kernel. What one family cannot say does not keep the other's rules out.
 func (t *Table) learn(ctx context.Context) error {
 	actual, err := t.handle.ListSets(prefix)
 	if err != nil {
@@ -259,8 +282,8 @@ func (t *Table) learn(ctx context.Context) error {
 	drift := t.sets.learn(actual)
 	for _, f := range t.families {
 		saved, err := t.handle.Save(ctx, f.family)
-		if err != nil {
-			return fmt.Errorf("read %s rules: %w", f.family, err)
+		if f.unread = err; err != nil {
+			continue
 		}
 		if d := f.learn(saved); d != "" {
 			drift = first(drift, f.family.String()+": "+d)
@@ -299,30 +322,48 @@ func (t *Table) refuse(id policy.PolicyID, err error) {
 	if err == nil || t.refused[id] != nil {
 		return
 	}
-	t.log.Error("the kernel refuses a policy: its pods are closed", "policy", id.String(), "err", err)
 	t.refused[id] = err
 	for _, f := range t.families {
 		t.put(f, id, stub(id))
 	}
 }
 
-// commit makes the rules of a family those that are wanted. If the kernel refuses it, the policies that
-// are at fault are found, and all others applied.
+// tellRefused logs which policies are refused, and were not before.
+func (t *Table) tellRefused(before map[policy.PolicyID]error) {
+	for id, err := range t.refused {
+		if before[id] == nil {
+			t.log.Error("the kernel refuses a policy: its pods are closed", "policy", id.String(), "err", err)
+		}
+	}
+}
+
+// commit makes the rules of a family those that are wanted. If the kernel refuses it, policies go first
+// and in parts, so that those at fault are found, and all others applied; unless it refuses all that we
+// ask for, which is no policy's fault.
 func (t *Table) commit(ctx context.Context, f *family) error {
 	if !f.pending() {
 		return nil
 	}
-	err := t.handle.Restore(ctx, f.family, f.input())
-	if err == nil {
-		f.committed()
-		return nil
-	}
-	if ctx.Err() != nil || transient(err) {
+	err := t.restore(ctx, f)
+	if err == nil || transient(err) {
 		return err
 	}
-	if err := t.oneByOne(ctx, f); err != nil {
+	if t.handle.Restore(ctx, f.family, f.part([]string{chainAllow})) != nil {
 		return err
 	}
+	for _, step := range []func(context.Context, *family) error{t.policiesInParts, t.inOrder} {
+		if err := step(ctx, f); err != nil {
+			return err
+		}
+		if err = t.restore(ctx, f); err == nil || transient(err) {
+			return err
+		}
+	}
+	return err
+}
+
+// restore makes all that is pending in one transaction.
+func (t *Table) restore(ctx context.Context, f *family) error {
 	if err := t.handle.Restore(ctx, f.family, f.input()); err != nil {
 		return err
 	}
@@ -330,40 +371,91 @@ func (t *Table) commit(ctx context.Context, f *family) error {
 	return nil
 }
 
-// oneByOne applies the policies that have changed each on its own: their chains need no other ones. It is
-// for what the kernel refuses as a whole, be it for one of them or for its size.
-func (t *Table) oneByOne(ctx context.Context, f *family) error {
-	for _, id := range slices.SortedFunc(maps.Keys(f.policies), policy.PolicyID.Compare) {
-		var names []string
-		for name := range f.policies[id].chains {
-			if f.dirty[name] {
-				names = append(names, name)
-			}
+// inOrder applies the chains of endpoints in parts, each after those that it leads to, for a change that
+// is too large otherwise: without the right to it, iptables does not get as large a buffer as it asks for.
+func (t *Table) inOrder(ctx context.Context, f *family) error {
+	const part = 8
+	var names []string
+	for name := range f.endpoints {
+		if f.dirty[name] {
+			names = append(names, name)
 		}
-		if len(names) == 0 || t.refused[id] != nil {
-			continue
+	}
+	isTree := func(name string) int {
+		if strings.HasPrefix(name, treeFrom) || strings.HasPrefix(name, treeTo) {
+			return 1
 		}
-		slices.Sort(names)
-		names = append(names, actionChains(f)...)
-		err := t.handle.Restore(ctx, f.family, f.part(names))
-		if ctx.Err() != nil || transient(err) {
+		return 0
+	}
+	slices.SortFunc(names, func(a, b string) int {
+		return cmp.Or(isTree(a)-isTree(b), len(b)-len(a), cmp.Compare(a, b)) // of a tree, the branches first
+	})
+	for some := range slices.Chunk(names, part) {
+		some = append(some, leaves(f)...)
+		if err := t.handle.Restore(ctx, f.family, f.part(some)); err != nil {
 			return err
 		}
-		if err != nil {
-			t.refuse(id, err)
-			continue
-		}
-		for _, name := range names {
+		for _, name := range some {
 			delete(f.dirty, name)
 		}
 	}
 	return nil
 }
 
-// actionChains are what policies' chains go on to, if the kernel may not have them yet.
-func actionChains(f *family) []string {
+// policiesInParts applies the policies of which the kernel lacks chains.
+func (t *Table) policiesInParts(ctx context.Context, f *family) error {
+	var ids []policy.PolicyID
+	for id, r := range f.policies {
+		for name := range r.chains {
+			if f.dirty[name] && t.refused[id] == nil {
+				ids = append(ids, id)
+				break
+			}
+		}
+	}
+	slices.SortFunc(ids, policy.PolicyID.Compare)
+	return t.inParts(ctx, f, ids)
+}
+
+// inParts applies policies for themselves, since their chains need no others, by halves until each was
+// taken or stands alone. It is for what the kernel refuses as a whole, be it for one of them or for its
+// size.
+func (t *Table) inParts(ctx context.Context, f *family, ids []policy.PolicyID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	names := leaves(f)
+	for _, id := range ids {
+		for name := range f.policies[id].chains {
+			if f.dirty[name] {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	err := t.handle.Restore(ctx, f.family, f.part(names))
+	switch {
+	case err == nil:
+		for _, name := range names {
+			delete(f.dirty, name)
+		}
+		return nil
+	case transient(err):
+		return err
+	case len(ids) == 1:
+		t.refuse(ids[0], err)
+		return nil
+	}
+	if err := t.inParts(ctx, f, ids[:len(ids)/2]); err != nil {
+		return err
+	}
+	return t.inParts(ctx, f, ids[len(ids)/2:])
+}
+
+// leaves are the chains that others lead to and which lead nowhere, if the kernel lacks them.
+func leaves(f *family) []string {
 	var out []string
-	for _, name := range []string{chainAllow, chainPass} {
+	for _, name := range []string{chainAllow, chainPass, chainStranger, chainUnknownE, chainUnknownI} {
 		if f.dirty[name] {
 			out = append(out, name)
 		}
@@ -397,6 +489,19 @@ func (t *Table) Counters(ctx context.Context) (map[policy.RuleID]policy.Count, e
 
 // Delete removes all that is ours. What was in force ends.
 func (t *Table) Delete(ctx context.Context) error {
+	if err := t.DeleteRules(ctx); err != nil {
+		return err // sets are in use
+	}
+	if err := t.deleteSets(ctx); err != nil {
+		return err
+	}
+	t.log.Info("iptables rules and ipsets deleted")
+	return nil
+}
+
+// DeleteRules is Delete for the rules alone, as for what an earlier process has left with the other variant:
+// the sets are those of this one, too.
+func (t *Table) DeleteRules(ctx context.Context) error {
 	t.stale = true
 	var errs []error
 	for _, f := range t.families {
@@ -408,18 +513,32 @@ func (t *Table) Delete(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("remove %s rules: %w", f.family, err))
 		}
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...) // sets are in use
-	}
-	actual, err := t.handle.ListSets(prefix)
-	if err != nil {
-		return fmt.Errorf("list ipsets: %w", err)
-	}
-	for _, name := range slices.Sorted(maps.Keys(actual)) {
-		if err := t.handle.DestroySet(name); err != nil {
-			errs = append(errs, fmt.Errorf("destroy ipset %s: %w", name, err))
+	return errors.Join(errs...)
+}
+
+// deleteSets destroys the sets that no rule refers to. The kernel lets go of the rules' sets some time
+// after the rules are gone.
+func (t *Table) deleteSets(ctx context.Context) error {
+	const attempts, pause = 50, 20 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		actual, err := t.handle.ListSets(prefix)
+		if err != nil {
+			return fmt.Errorf("list ipsets: %w", err)
+		}
+		var errs []error
+		for _, name := range slices.Sorted(maps.Keys(actual)) {
+			if err := t.handle.DestroySet(name); err != nil {
+				errs = append(errs, fmt.Errorf("destroy ipset %s: %w", name, err))
+			}
+		}
+		err = errors.Join(errs...)
+		if !errors.Is(err, syscall.EBUSY) || attempt == attempts {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
 		}
 	}
-	t.log.Info("iptables rules and ipsets deleted")
-	return errors.Join(errs...)
 }

@@ -112,9 +112,10 @@ type matcher struct {
 	out    *rendering
 }
 
-// resolver says which of the kernel's sets holds a set's members of a family; false if there is none.
+// resolver says which of the kernel's sets holds a set's members of a family, and by which tag; false if
+// there is no such set.
 type resolver interface {
-	resolve(id policy.SetID, k policy.SetKind, f policy.Family) (string, bool)
+	resolve(id policy.SetID, k policy.SetKind, f policy.Family) (name, tag string, ok bool)
 }
 
 // conditions returns the rule's conditions for the kernel, one list per alternative.
@@ -330,8 +331,8 @@ func (m *matcher) ports(p policy.Ports, e end) [][]Condition {
 		}
 	}
 	for _, id := range p.Named {
-		if name, ok := m.sets.resolve(id, policy.AddressPortSet, m.family); ok {
-			out = append(out, []Condition{{Field: e.service(m.family), Op: In, Set: name}})
+		if c, ok := m.in(id, policy.AddressPortSet, e.service(m.family), In); ok {
+			out = append(out, []Condition{c})
 		}
 	}
 	return out
@@ -351,17 +352,23 @@ func (m *matcher) notPorts(p policy.Ports, e end) ([]Condition, bool) {
 		out = append(out, c)
 	}
 	for _, id := range p.Named {
-		name, _ := m.sets.resolve(id, policy.AddressPortSet, m.family)
-		out = append(out, Condition{Field: e.service(m.family), Op: NotIn, Set: name})
+		c, _ := m.in(id, policy.AddressPortSet, e.service(m.family), NotIn)
+		out = append(out, c)
 	}
 	return out, true
 }
 
 func (m *matcher) missing(p policy.Ports) bool {
 	return slices.ContainsFunc(p.Named, func(id policy.SetID) bool {
-		_, ok := m.sets.resolve(id, policy.AddressPortSet, m.family)
+		_, ok := m.in(id, policy.AddressPortSet, DestinationPort, In)
 		return !ok
 	})
+}
+
+// in is a lookup in a set; false if there is none.
+func (m *matcher) in(id policy.SetID, k policy.SetKind, f Field, op Operator) (Condition, bool) {
+	name, tag, ok := m.sets.resolve(id, k, m.family)
+	return Condition{Field: f, Op: op, Set: name, Tag: tag}, ok
 }
 
 // portsIn is a condition that a port is in one of the ranges, or in none; false if they hold every port.

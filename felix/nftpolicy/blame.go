@@ -44,7 +44,7 @@ func (t *Table) owners(op Op) []policy.PolicyID {
 	}
 	var out []policy.PolicyID
 	for id, s := range t.sets {
-		if s.half[0].set.Name == op.Set.Name || s.half[1].set.Name == op.Set.Name {
+		if s.has(op.Set.Name) {
 			for _, p := range t.state.Policies {
 				p.Sets(func(set policy.SetID) bool {
 					if set == id {

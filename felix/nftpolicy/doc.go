@@ -3,9 +3,9 @@
 // Package nftpolicy makes a policy.State true in the kernel: the nftables table `inet
 // heliograph-policy`, straight over netlink. In our table means ours; no other is ever touched.
 //
-//	device ─ map ─▶ endpoint's chain ─ jump ─▶ policy's chain ─ lookup ─▶ set
-//	  (egress,       (i-…, e-…: tiers,          (p-…: a rule per           (a-…, s-…: IPv4
-//	   ingress)       their defaults)            alternative)               and IPv6)
+//	device ─ map ─▶ endpoint's chain ─ jump ─▶ policy's chain ─ lookup ─▶ pool, or set of ranges
+//	  (egress,       (i-…, e-…: tiers,          (p-…: a rule per           (addresses-4, services-4,
+//	   ingress)       their defaults)            alternative)               ...; a-…, s-…, r-…)
 //
 // Chains are shared: of endpoints by equal policy.Chain, of policies by all who refer to them. A pod
 // that joins a set is one element, a policy that changes one chain, an endpoint one element of a map

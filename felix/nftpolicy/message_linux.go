@@ -165,7 +165,7 @@ func hookNumber(h Hook) uint32 {
 // keyType is how nft shows a key (its datatypes' numbers, six bits for each of a tuple), and how long its
 // parts are.
 func keyType(k Key) (number uint32, lengths []uint32) {
-	const ipv4, ipv6, protocol, service, device = 7, 8, 12, 13, 41
+	const ipv4, ipv6, protocol, service, mark, device = 7, 8, 12, 13, 19, 41
 	switch k {
 	case Address4:
 		return ipv4, []uint32{4}
@@ -175,6 +175,10 @@ func keyType(k Key) (number uint32, lengths []uint32) {
 		return ipv4<<12 | protocol<<6 | service, []uint32{4, 1, 2}
 	case Service6:
 		return ipv6<<12 | protocol<<6 | service, []uint32{16, 1, 2}
+	case TaggedAddress4, TaggedAddress6, TaggedService4, TaggedService6:
+		// nft shows a tag as two marks: it has no type for a number that means nothing to others.
+		rest, lengths := keyType(k - TaggedAddress4)
+		return mark<<(6*len(lengths)+6) | mark<<(6*len(lengths)) | rest, append([]uint32{4, 4}, lengths...)
 	case Port:
 		return service, []uint32{2}
 	case ProtocolNumber:

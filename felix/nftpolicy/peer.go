@@ -38,8 +38,8 @@ func address(conditions ...Condition) alternative {
 func (m *matcher) within(a policy.Addresses, e end, i int) []alternative {
 	var out []alternative
 	for _, id := range a.Sets {
-		if name, ok := m.sets.resolve(id, policy.AddressSet, m.family); ok {
-			out = append(out, address(Condition{Field: e.address(m.family), Op: In, Set: name}))
+		if c, ok := m.in(id, policy.AddressSet, e.address(m.family), In); ok {
+			out = append(out, address(c))
 		}
 	}
 	nets := ofFamily(a.Nets, m.family)
@@ -59,11 +59,11 @@ func (m *matcher) within(a policy.Addresses, e end, i int) []alternative {
 func (m *matcher) outside(a policy.Addresses, e end) []alternative {
 	var conditions []Condition
 	for _, id := range a.Sets {
-		name, ok := m.sets.resolve(id, policy.AddressSet, m.family)
+		c, ok := m.in(id, policy.AddressSet, e.address(m.family), NotIn)
 		if !ok {
 			return nil
 		}
-		conditions = append(conditions, Condition{Field: e.address(m.family), Op: NotIn, Set: name})
+		conditions = append(conditions, c)
 	}
 	nets := ofFamily(a.Nets, m.family)
 	cut := slices.ContainsFunc(nets, func(n policy.Net) bool { return len(n.Except) > 0 })

@@ -3,6 +3,8 @@
 package nftpolicy
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"strconv"
 
@@ -48,13 +50,20 @@ func (r *rendering) constant(k Key, interval bool, elements []Element) string {
 	for _, e := range elements {
 		text = append(append(text, e.Key...), e.Last...)
 	}
-	name := map[Key]string{Port: "ports-", ProtocolNumber: "protocols-"}[k] + policy.Hash(string(text)+strconv.FormatBool(interval))
+	name := map[Key]string{Port: "ports-", ProtocolNumber: "protocols-"}[k] + digest(string(text)+strconv.FormatBool(interval))
 	r.constants = append(r.constants, Content{Set{Name: name, Key: k, Interval: interval}, values(elements)})
 	return name
 }
 
+// digest stands for a name where that would be too long. It is longer than policy.Hash, for who could make
+// a policy of his own have the digest of another's would have its chain.
+func digest(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return hex.EncodeToString(sum[:10])
+}
+
 func setName(kind, what string, f policy.Family) string {
-	return fmt.Sprintf("%s-%s-%d", kind, policy.Hash(what), f)
+	return fmt.Sprintf("%s-%s-%d", kind, digest(what), f)
 }
 
 func addressKey(f policy.Family) Key {
@@ -258,7 +267,7 @@ func (r *rendering) rule(b book, rule *policy.Rule, audit bool) error {
 
 // denyChain is where a rule that denies goes to: what it matches is asked once, for log and verdict.
 func (r *rendering) denyChain(rule *policy.Rule) string {
-	c := Chain{Name: "d-" + policy.Hash(rule.ID.String()), Rules: denial(rule.ID.String(), false)}
+	c := Chain{Name: "d-" + digest(rule.ID.String()), Rules: denial(rule.ID.String(), false)}
 	for i := range c.Rules {
 		c.Rules[i].Owner = rule.ID.Policy
 	}
@@ -275,7 +284,7 @@ func (r *rendering) log(out Rule, cause string, alternatives [][]Condition) {
 		r.add(out)
 		return
 	}
-	hash := policy.Hash(cause)
+	hash := digest(cause)
 	log, match := Chain{Name: "m-" + hash, Rules: []Rule{out}}, Chain{Name: "l-" + hash}
 	for _, when := range alternatives {
 		match.Rules = append(match.Rules, Rule{When: when, Verdict: Verdict{Goto, log.Name}, Owner: out.Owner})

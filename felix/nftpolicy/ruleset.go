@@ -62,6 +62,7 @@ type Condition struct {
 	Last  string
 	Mask  string
 	Set   string
+	Tag   string // of a lookup in a set that many share: which of them
 }
 
 // VerdictKind is what happens to a packet. The zero one is nothing: on to the next rule.
@@ -134,6 +135,10 @@ const (
 	Address6
 	Service4 // address, protocol, port
 	Service6
+	TaggedAddress4 // the same, behind the tag of who put it there
+	TaggedAddress6
+	TaggedService4
+	TaggedService6
 	Port
 	ProtocolNumber
 	Device

@@ -3,6 +3,8 @@
 package nftpolicy
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"iter"
 	"net/netip"
 	"slices"
@@ -20,6 +22,7 @@ type setObject struct {
 	pending  map[Element]bool // what must go into the kernel's, or out
 	nets     *nested          // of a rule's networks
 	list     []policy.Net     // they
+	tags     map[string]bool  // of a pool: those that the kernel has seen
 }
 
 // change notes that an element comes or goes. What the kernel has never seen goes with the set.
@@ -35,6 +38,26 @@ func (s *setObject) change(e Element, add bool) {
 		s.pending = map[Element]bool{}
 	}
 	s.pending[e] = add
+}
+
+// committed learns that the kernel has all.
+func (s *setObject) committed() {
+	if s.tags != nil && !s.inKernel {
+		for e := range s.all {
+			s.tags[e.Key[:tagLength]] = true
+		}
+	}
+	for e := range s.pending {
+		if s.tags != nil {
+			s.tags[e.Key[:tagLength]] = true
+		}
+	}
+	s.inKernel, s.pending = true, nil
+}
+
+// inert says of an element to be added that no rule in the kernel asks for it.
+func (s *setObject) inert(e Element) bool {
+	return s.tags != nil && !s.tags[e.Key[:tagLength]]
 }
 
 // values yields the elements of a list.
@@ -87,18 +110,42 @@ func trim(a, b []policy.Net) ([]policy.Net, []policy.Net) {
 	return a, b
 }
 
-// selected is a set of the state: one in the kernel for each family. As long as its members are single
-// addresses it is a hash table; with a network among them, ranges.
+// selected is a set of the state. Members that are single addresses lie in a pool, a hash table of the
+// kernel that all sets of their kind and family share, behind the tag of their set: the kernel finds a set
+// by walking a list of all, so with 10,000 policies each of 20,000 sets would cost a millisecond and
+// more to touch. With a network among the members they are ranges, in a set of its own.
 type selected struct {
 	id   policy.SetID
+	tag  string
 	from *policy.Set
 	half [2]half // IPv4, IPv6
 }
 
 type half struct {
-	set  *setObject
+	set  *setObject         // with networks; nil: in the pool
 	nets int                // members that are networks
 	tree map[string]*nested // with networks: by what a tuple has behind the address
+}
+
+// tagLength is that of a tag, of which two are the same as good as never.
+const tagLength = 8
+
+func tagOf(id policy.SetID) string {
+	sum := sha256.Sum256([]byte(id))
+	return string(sum[:tagLength])
+}
+
+// poolOf is the set that members share.
+func poolOf(k policy.SetKind, f policy.Family) Set {
+	s := Set{Name: map[policy.SetKind]string{policy.AddressSet: "addresses", policy.AddressPortSet: "services"}[k], Key: TaggedAddress4}
+	if k == policy.AddressPortSet {
+		s.Key = TaggedService4
+	}
+	if f == policy.IPv6 {
+		s.Key++
+	}
+	s.Name = fmt.Sprintf("%s-%d", s.Name, f)
+	return s
 }
 
 func families() [2]policy.Family { return [2]policy.Family{policy.IPv4, policy.IPv6} }
@@ -123,39 +170,32 @@ func suffix(m policy.Member, k policy.SetKind) string {
 	return string([]byte{byte(m.Protocol), 0, 0, 0, byte(m.Port >> 8), byte(m.Port), 0, 0})
 }
 
-func single(m policy.Member, k policy.SetKind) Element {
-	return Element{Key: string(m.Prefix.Addr().AsSlice()) + suffix(m, k)}
-}
-
-// build makes the object of one family from the members that there are.
-func (s *selected) build(i int) *setObject {
-	f, h := families()[i], &s.half[i]
-	kind := map[policy.SetKind]string{policy.AddressSet: "a", policy.AddressPortSet: "s"}[s.from.Kind]
-	h.set = &setObject{Set: Set{Key: addressKey(f)}}
-	if s.from.Kind == policy.AddressPortSet {
-		h.set.Key = [2]Key{Service4, Service6}[i]
-	}
-	h.tree = nil
-	if h.nets == 0 {
-		h.set.Name = setName(kind, string(s.id), f)
-		h.set.all = func(yield func(Element) bool) {
-			for m := range s.from.Members {
-				if usable(m, s.from.Kind, f) && !yield(single(m, s.from.Kind)) {
-					return
-				}
-			}
-		}
-		return h.set
-	}
-	h.set.Name, h.set.Interval = setName(kind+"n", string(s.id), f), true
-	h.tree = map[string]*nested{}
+// members calls visit with the members of a family.
+func (s *selected) members(f policy.Family, visit func(policy.Member)) {
 	for m := range s.from.Members {
 		if usable(m, s.from.Kind, f) {
-			h.in(suffix(m, s.from.Kind)).add(m.Prefix)
+			visit(m)
 		}
 	}
+}
+
+// pooled is a member as an element of the pool.
+func (s *selected) pooled(m policy.Member) Element {
+	return Element{Key: s.tag + string(m.Prefix.Addr().AsSlice()) + suffix(m, s.from.Kind)}
+}
+
+// build makes the set of ranges of one family from the members that there are.
+func (s *selected) build(i int) *setObject {
+	f, h := families()[i], &s.half[i]
+	h.set = &setObject{Set: Set{Name: setName("a", string(s.id), f), Key: addressKey(f), Interval: true}}
+	if s.from.Kind == policy.AddressPortSet {
+		h.set.Name, h.set.Key = setName("s", string(s.id), f), [2]Key{Service4, Service6}[i]
+	}
+	h.tree = map[string]*nested{}
+	s.members(f, func(m policy.Member) { h.in(suffix(m, s.from.Kind)).add(m.Prefix) })
+	tree := h.tree
 	h.set.all = func(yield func(Element) bool) {
-		for suffix, n := range h.tree {
+		for suffix, n := range tree {
 			for e := range ranges(n, suffix) {
 				if !yield(e) {
 					return
@@ -186,14 +226,21 @@ func networks(members []policy.Member) (n int) {
 	return n
 }
 
-// change lets a member join or leave.
+// change lets a member join or leave a set of ranges.
 func (h *half) change(m policy.Member, k policy.SetKind, add bool) {
-	switch {
-	case h.tree == nil:
-		h.set.change(single(m, k), add)
-	case add:
-		h.in(suffix(m, k)).add(m.Prefix)
-	default:
-		h.in(suffix(m, k)).remove(m.Prefix)
+	if n := h.in(suffix(m, k)); add {
+		n.add(m.Prefix)
+	} else {
+		n.remove(m.Prefix)
 	}
+}
+
+// has says whether it has ranges of that name.
+func (s *selected) has(name string) bool {
+	for i := range s.half {
+		if set := s.half[i].set; set != nil && set.Name == name {
+			return true
+		}
+	}
+	return false
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"slices"
 	"syscall"
 
 	"github.com/heliograph-dev/heliograph/felix/desired"
@@ -48,6 +47,7 @@ type Table struct {
 
 	state   *policy.State
 	sets    map[policy.SetID]*selected
+	pools   map[Set]*setObject
 	traits  map[policy.PolicyID]traits
 	refused map[policy.PolicyID]error
 	units   *units
@@ -72,6 +72,14 @@ func (t *Table) begin() {
 	}
 	for _, s := range t.endpoints.sets() {
 		t.objects.put(s)
+	}
+	t.pools = map[Set]*setObject{}
+	for _, k := range []policy.SetKind{policy.AddressSet, policy.AddressPortSet} {
+		for i, f := range families() {
+			s := &setObject{Set: poolOf(k, f), all: t.pooled(k, i), tags: map[string]bool{}}
+			t.pools[s.Set] = s
+			t.objects.put(s)
+		}
 	}
 }
 
@@ -230,67 +238,6 @@ func (t *Table) Delete(context.Context) error {
 	t.stale = true
 	t.log.Info("nft policy table deleted")
 	return nil
-}
-
-// updateSet follows a set of the state.
-func (t *Table) updateSet(c policy.SetChange) {
-	s, from := t.sets[c.ID], t.state.Sets[c.ID]
-	if from == nil {
-		if s != nil {
-			for i := range s.half {
-				t.objects.releaseSet(s.half[i].set.Name)
-			}
-			delete(t.sets, c.ID)
-			t.units.setChanged(c.ID)
-		}
-		return
-	}
-	fresh := s == nil
-	if fresh {
-		s = &selected{id: c.ID, from: from}
-		t.sets[c.ID] = s
-		t.units.setChanged(c.ID)
-	}
-	for i, f := range families() {
-		t.updateHalf(s, i, f, c, fresh)
-	}
-}
-
-// updateHalf follows its members of one family.
-func (t *Table) updateHalf(s *selected, i int, f policy.Family, c policy.SetChange, fresh bool) {
-	h, kind := &s.half[i], s.from.Kind
-	no := func(m policy.Member) bool { return !usable(m, kind, f) }
-	add, remove := slices.DeleteFunc(slices.Clone(c.Add), no), slices.DeleteFunc(slices.Clone(c.Remove), no)
-	h.nets += networks(add) - networks(remove)
-	if old := h.set; fresh || (h.nets > 0) != old.Interval {
-		t.objects.put(s.build(i))
-		if !fresh {
-			t.objects.releaseSet(old.Name)
-			t.units.setChanged(c.ID)
-		}
-		return
-	}
-	for _, m := range remove {
-		h.change(m, kind, false)
-	}
-	for _, m := range add {
-		h.change(m, kind, true)
-	}
-	t.objects.touch(h.set)
-}
-
-// resolve returns the name of a set in the kernel.
-func (t *Table) resolve(id policy.SetID, k policy.SetKind, f policy.Family) (string, bool) {
-	s := t.sets[id]
-	if s == nil || s.from.Kind != k {
-		return "", false
-	}
-	for i, family := range families() {
-		if family == f {
-			return s.half[i].set.Name, true
-		}
-	}
-	return "", false
 }
 
 // lookup returns a policy of the state, and why it is refused.

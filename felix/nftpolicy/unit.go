@@ -37,11 +37,11 @@ func (k unitKey) name() string {
 	suffix := [...]string{policy.Ingress: "i", policy.Egress: "e"}[k.direction]
 	switch k.kind {
 	case endpointUnit:
-		return suffix + "-" + policy.Hash(k.text)
+		return suffix + "-" + digest(k.text)
 	case tierUnit:
-		return "t-" + policy.Hash(k.text) + "-" + suffix
+		return "t-" + digest(k.text) + "-" + suffix
 	}
-	return "p-" + policy.Hash(k.policy.String()) + "-" + suffix
+	return "p-" + digest(k.policy.String()) + "-" + suffix
 }
 
 // chainText is a chain in one form that only it has.

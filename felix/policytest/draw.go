@@ -70,9 +70,9 @@ func (d *dice) address(e End, is4 bool) netip.Addr {
 // transportOf draws what a packet carries. ICMP messages are those that conntrack takes for a flow's
 // first, and answers without a question, which it calls invalid.
 func (d *dice) transportOf(p *Packet, is4 bool) {
-	icmp, types := policy.ICMP, []uint8{8, 8, 8, 13, 0}
+	icmp, types := policy.ICMP, []uint8{8, 8, 8, 13, 0, 255}
 	if !is4 {
-		icmp, types = policy.ICMPv6, []uint8{128, 128, 128, 129}
+		icmp, types = policy.ICMPv6, []uint8{128, 128, 128, 129, 255}
 	}
 	p.Protocol = pick(d, policy.TCP, policy.TCP, policy.TCP, policy.UDP, policy.UDP, icmp, icmp, policy.SCTP, policy.UDPLite, unassigned)
 	if p.Protocol.HasPorts() {
@@ -83,6 +83,9 @@ func (d *dice) transportOf(p *Packet, is4 bool) {
 		p.ICMPCode = uint8(d.IntN(2))
 	}
 	p.MidStream = p.Protocol == policy.TCP && d.chance(8)
+	if p.Neighbour = p.Protocol == policy.ICMPv6 && p.From >= 0 && p.To == Node && d.chance(40); p.Neighbour {
+		p.ICMPType, p.ICMPCode = pick[uint8](d, 133, 135, 136), 0
+	}
 }
 
 // byEval is why a packet has the verdict that it has, as a rule.
@@ -116,6 +119,9 @@ func (j judge) verdict(p Packet) (v policy.Action, why string, doubtful bool) {
 			_, maybe := j.isolated(j.byPod[e])
 			doubtful = doubtful || maybe
 		}
+	}
+	if p.Neighbour {
+		return policy.Allow, "a pod finds its node", j.byPod[p.From] == nil
 	}
 	for _, e := range []End{p.From, p.To} {
 		if e >= 0 && j.byPod[e] == nil {

@@ -126,25 +126,31 @@ func (f *Flood) send() {
 			return
 		case <-ticker.C:
 		}
-		fresh := func(list []Packet, s fate) {
-			for _, p := range list {
-				p.SrcPort = 20000 + round%40000
-				f.one(p, s)
-			}
-		}
-		fresh(f.allowed, isAllowed)
-		fresh(f.denied, isDenied)
-		for _, p := range f.lasting {
-			f.one(p, isLasting)
-		}
+		f.tick(round)
 	}
 }
 
-func (f *Flood) one(p Packet, s fate) {
-	id := f.lab.wires.nextID(1)
-	f.sent[id] = s
-	if err := f.lab.wires.do(func() error { return f.lab.wires.inject(p.From, p.marshal(id)) }); err != nil && f.err == nil {
-		f.err = fmt.Errorf("send %s: %w", p, err)
+// tick sends one packet of each sort.
+func (f *Flood) tick(round uint16) {
+	w := f.lab.wires
+	err := w.do(func() error {
+		var errs []error
+		for s, list := range [][]Packet{isAllowed: f.allowed, isDenied: f.denied, isLasting: f.lasting} {
+			for _, p := range list {
+				if fate(s) != isLasting {
+					p.SrcPort = 20000 + round%40000
+				}
+				id := w.nextID(1)
+				f.sent[id] = fate(s)
+				if err := w.inject(p.From, p.marshal(id)); err != nil {
+					errs = append(errs, fmt.Errorf("send %s: %w", p, err))
+				}
+			}
+		}
+		return errors.Join(errs...)
+	})
+	if f.err == nil {
+		f.err = err
 	}
 }
 

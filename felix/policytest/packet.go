@@ -38,6 +38,9 @@ type Packet struct {
 	From, To End
 	// MidStream is a TCP segment of which conntrack saw no beginning: an ACK.
 	MidStream bool
+	// Neighbour is a message of IPv6's neighbour discovery, by which a pod finds its node: it has the
+	// hop limit that no router lets through.
+	Neighbour bool
 }
 
 // String is "pod 1 to outside, TCP 10.244.0.2:1024 to 192.0.2.2:80".
@@ -89,6 +92,9 @@ func (p Packet) marshal(id uint32) []byte {
 	}
 	h := make([]byte, 8, 40+len(transport))
 	h[0], h[6], h[7] = 0x60, byte(p.Protocol), 64
+	if p.Neighbour {
+		h[7] = 255
+	}
 	binary.BigEndian.PutUint16(h[4:], uint16(len(transport)))
 	h = append(append(h, p.Src.AsSlice()...), p.Dst.AsSlice()...)
 	return append(h, transport...)

@@ -32,7 +32,8 @@ type Renderer interface {
 
 // Options of Run. The zero value is a run of the normal kind.
 type Options struct {
-	// Seed of what is drawn. 0: a new one, which is printed. A failed run is repeated with its seed.
+	// Seed of what is drawn. 0: a new one, which is printed. A failed run is repeated with its seed in
+	// HELIOGRAPH_SEED.
 	Seed uint64
 	// Packets is how many are sent at least; 0: 1,000.
 	Packets int
@@ -40,6 +41,8 @@ type Options struct {
 	PerState int
 	// NoCounters leaves out the comparison of the rules' counters.
 	NoCounters bool
+	// NoShrink does not look for a smaller state with the same mismatch, which takes up to 10 seconds.
+	NoShrink bool
 }
 
 func (o Options) defaults() Options {

@@ -174,8 +174,12 @@ func (d *dice) transport() policy.Transport {
 	if withPorts && d.chance(15) {
 		t.SourcePorts = d.ports()
 	}
-	if !t.Protocol.HasPorts() && t.DestinationPorts.Any() && d.chance(60) || d.chance(2) {
-		t.ICMP = policy.ICMPMatch{HasType: d.chance(90), Type: pick[uint8](d, 8, 8, 128, 128, 0, 13, 129), HasCode: d.chance(30), Code: uint8(d.IntN(2))}
+	if !t.Protocol.HasPorts() && t.DestinationPorts.Any() && d.chance(70) || d.chance(2) {
+		types := []uint8{8, 8, 13, 0, 255}
+		if t.Protocol == policy.ICMPv6 {
+			types = []uint8{128, 128, 129, 255}
+		}
+		t.ICMP = policy.ICMPMatch{HasType: d.chance(90), Type: pick(d, types...), HasCode: d.chance(50), Code: uint8(d.IntN(2))}
 	}
 	return t
 }

@@ -6,7 +6,9 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,11 +17,17 @@ import (
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
+// seedEnv repeats a run of Run with the seed that it printed.
+const seedEnv = "HELIOGRAPH_SEED"
+
 // Run tests a renderer, in a namespace of its own. open is called in there, and more than once: what an
 // earlier one left in the kernel is then replaced by the next.
 func Run(t *testing.T, open func(t testing.TB) Renderer, o Options) {
 	t.Helper()
 	nettest.Run(t, func(t *testing.T) {
+		if seed, err := strconv.ParseUint(os.Getenv(seedEnv), 10, 64); err == nil {
+			o.Seed = seed
+		}
 		if o.Seed == 0 {
 			o.Seed = uint64(time.Now().UnixNano()) //nolint:gosec // any number
 		}

@@ -17,6 +17,9 @@ func (c *check) shrink(p Packet) (*policy.State, bool) {
 	if !c.fails(c.have, p) {
 		return c.have, false
 	}
+	if c.options.NoShrink {
+		return c.have, true
+	}
 	const longest = 10 * time.Second
 	small, deadline := c.have, time.Now().Add(longest)
 	for smaller := true; smaller; {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -158,13 +159,17 @@ func (w *wires) close() {
 // send runs what is to be sent, on the one thread.
 func (w *wires) send() {
 	runtime.LockOSThread()
-	var here unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &here); err == nil {
-		for cpu := range 1024 {
-			if here.IsSet(cpu) {
-				here.Zero()
-				here.Set(cpu)
-				_ = unix.SchedSetaffinity(0, &here) // without it, fences are a little less sure
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err == nil {
+		n := rand.IntN(cpus.Count()) //nolint:gosec // so that tests beside each other do not share one
+		for cpu := range 8 * len(cpus) * 8 {
+			if !cpus.IsSet(cpu) {
+				continue
+			}
+			if n--; n < 0 {
+				cpus.Zero()
+				cpus.Set(cpu)
+				_ = unix.SchedSetaffinity(0, &cpus) // without it, fences are a little less sure
 				break
 			}
 		}

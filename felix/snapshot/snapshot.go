@@ -127,6 +127,7 @@ type Felix struct {
 	ProbePort       uint16
 	RefreshInterval time.Duration
 	IPAMCooldown    time.Duration
+	Dataplane       string // of policy: v1alpha1.DataplaneAuto and so on
 }
 
 // Defaults of Felix (RFC 7348 for the port).
@@ -269,7 +270,7 @@ func (v *View) PoolNamed(name string) (Pool, bool) {
 func felixOf(configs []v1alpha1.FelixConfiguration, node string) Felix {
 	f := Felix{
 		VXLANPort: DefaultVXLANPort, VXLANVNI: DefaultVXLANVNI, ProbePort: DefaultProbePort,
-		RefreshInterval: DefaultRefreshInterval, IPAMCooldown: DefaultIPAMCooldown,
+		RefreshInterval: DefaultRefreshInterval, IPAMCooldown: DefaultIPAMCooldown, Dataplane: string(v1alpha1.DataplaneAuto),
 	}
 	for _, name := range []string{v1alpha1.DefaultName, v1alpha1.NodeNamePrefix + node} {
 		for _, c := range configs {
@@ -296,6 +297,9 @@ func (f *Felix) lay(s v1alpha1.FelixConfigurationSpec) {
 	}
 	if s.RouteRefreshInterval != nil {
 		f.RefreshInterval = s.RouteRefreshInterval.Duration
+	}
+	if s.Dataplane != "" {
+		f.Dataplane = string(s.Dataplane)
 	}
 	if s.IPAMCooldown != nil {
 		f.IPAMCooldown = s.IPAMCooldown.Duration

@@ -178,20 +178,22 @@ func (r *reader) match(d policy.Direction, rule *v1alpha1.Rule, path *field.Path
 	return m
 }
 
-// not collects what must not match, each by itself.
+// not collects what must not match, each by itself. Ports and types of ICMP need a protocol in the rule, so
+// to exclude them of that protocol is to exclude them.
 func (r *reader) not(rule *v1alpha1.Rule, protocol policy.Protocol, owners [2]selector, path *field.Path) []policy.Transport {
 	var list []policy.Transport
-	add := func(t policy.Transport) {
-		if !t.Equal(policy.Transport{}) {
-			list = append(list, t)
-		}
+	if p := r.protocol(rule.NotProtocol, path.Child("notProtocol")); p != policy.AnyProtocol {
+		list = append(list, policy.Transport{Protocol: p})
 	}
-	add(policy.Transport{Protocol: r.protocol(rule.NotProtocol, path.Child("notProtocol"))})
 	if icmp := r.icmp(rule.NotICMP, protocol, path.Child("notICMP")); icmp != (policy.ICMPMatch{}) {
-		add(policy.Transport{Protocol: protocol, ICMP: icmp})
+		list = append(list, policy.Transport{Protocol: protocol, ICMP: icmp})
 	}
-	add(policy.Transport{SourcePorts: r.portList(rule.Source.NotPorts, protocol, owners[0], path.Child("source", "notPorts"))})
-	add(policy.Transport{DestinationPorts: r.portList(rule.Destination.NotPorts, protocol, owners[1], path.Child("destination", "notPorts"))})
+	if p := r.portList(rule.Source.NotPorts, protocol, owners[0], path.Child("source", "notPorts")); !p.Any() {
+		list = append(list, policy.Transport{Protocol: protocol, SourcePorts: p})
+	}
+	if p := r.portList(rule.Destination.NotPorts, protocol, owners[1], path.Child("destination", "notPorts")); !p.Any() {
+		list = append(list, policy.Transport{Protocol: protocol, DestinationPorts: p})
+	}
 	return list
 }
 

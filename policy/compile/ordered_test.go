@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"encoding/json"
 	"net/netip"
 	"testing"
 
@@ -10,8 +11,10 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 	"sigs.k8s.io/yaml"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
@@ -100,7 +103,7 @@ func TestOrderedMatch(t *testing.T) {
 					Protocol: policy.TCP, SourcePorts: ports(0),
 					DestinationPorts: policy.Ports{Ranges: []policy.PortRange{{First: 80, Last: 90}, {First: 443, Last: 443}}},
 				}},
-				NotTransport: []policy.Transport{{DestinationPorts: ports(85)}},
+				NotTransport: []policy.Transport{{Protocol: policy.TCP, DestinationPorts: ports(85)}},
 			},
 		},
 		{name: "a named port of an ingress rule is the policy's own", rule: `{protocol: UDP, destination: {ports: [dns]}}`, want: policy.Match{Transport: named(policy.UDP, "port dns/UDP of own pods(app == 'db')"+prod)}},
@@ -408,4 +411,62 @@ func TestEntities(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
 		}
 	}
+}
+
+// FuzzPolicies holds that no spec of whatever language does harm: what comes of it is consistent, a mistake
+// denies, and after its removal nothing is left.
+func FuzzPolicies(f *testing.F) {
+	for _, s := range []string{
+		`{"ingress": [{"action": "Allow", "protocol": "TCP", "source": {"selector": "a == 'b'", "nets": ["10.0.0.0/8"]}, "destination": {"ports": [80, "http", "1:2"]}}]}`,
+		`{"tier": "t", "order": 1, "types": ["Egress"], "egress": [{"action": "Deny", "destination": {"services": {"name": "x"}}}, {"action": "Log", "icmp": {"type": 8}}]}`,
+		`{"selector": "(", "namespaceSelector": "global()", "ingress": [{"action": "Pass", "notProtocol": 300, "source": {"notSelector": "has(a)", "serviceAccounts": {"names": ["b"]}}}]}`,
+		`{"tier": "Admin", "subject": {"namespaces": {}}, "egress": [{"action": "Accept", "to": [{"networks": ["::/0"]}, {"nodes": {}}], "protocols": [{"destinationNamedPort": "http"}, {"tcp": {"destinationPort": {"range": {"start": 1}}}}]}]}`,
+		`{"podSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}, "egress": [{"to": [{"ipBlock": {"cidr": "x"}}], "ports": [{"port": "http", "endPort": 1}]}]}`,
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		c, state := New(), policy.NewState()
+		c.SetWorkload(workloadAt("prod", "web", "", "10.0.0.1", "fd00::1"))
+		c.SetPod(testPod("prod", "web", "", map[string]string{"a": "b"}))
+		c.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "prod"}})
+		own := &v1alpha1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "prod", Name: "p"}}
+		cluster := &v1alpha1.GlobalNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "p"}}
+		admin := &policyv1alpha2.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "p"}}
+		k8s := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "prod", Name: "p"}}
+		for _, spec := range []any{&own.Spec, &cluster.Spec, &admin.Spec, &k8s.Spec} {
+			if err := json.Unmarshal([]byte(text), spec); err != nil {
+				return
+			}
+		}
+		c.SetPolicy(own)
+		c.SetGlobalPolicy(cluster)
+		c.SetClusterNetworkPolicy(admin)
+		c.SetNetworkPolicy(k8s)
+		apply(t, state, c.Flush())
+		for _, p := range c.Problems() {
+			if src := c.sources[p.Policy]; !p.Missing && p.Policy.Kind != policy.NetworkPolicy && p.Policy.Kind != policy.ClusterNetworkPolicy && !denies(src) {
+				t.Errorf("%s, and it denies nothing", p)
+			}
+		}
+		c.RemovePolicy("prod", "p")
+		c.RemoveGlobalPolicy("p")
+		c.RemoveClusterNetworkPolicy("p")
+		c.RemoveNetworkPolicy("prod", "p")
+		apply(t, state, c.Flush())
+		if len(state.Policies)+len(state.Sets) > 0 {
+			t.Errorf("left: %d policies, %d sets", len(state.Policies), len(state.Sets))
+		}
+	})
+}
+
+// denies says whether a policy ends a direction by denying all.
+func denies(s *source) bool {
+	for d := range policy.Direction(2) {
+		rules := s.policy.Rules(d)
+		if n := len(rules); n > 0 && rules[n-1].Equal(denyAll(s.policy.ID, d, rules[n-1].ID.Index)) {
+			return true
+		}
+	}
+	return false
 }

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -45,14 +48,10 @@ type dialing struct {
 	at time.Time
 }
 
-// dial begins to connect from a pod to an address. The pod's processes are this machine's, so its
-// namespace can be entered.
+// dial begins to connect from a pod to an address.
 func dial(t *testing.T, from pod, to netip.AddrPort) *dialer {
 	t.Helper()
-	ns, err := unix.Open(from.netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatalf("open the namespace of pod %s: %v", from.name, err)
-	}
+	ns := openNamespace(t, from)
 	d := &dialer{stopping: make(chan struct{})}
 	d.ended.Go(func() {
 		defer unix.Close(ns)   //nolint:errcheck // read only
@@ -63,6 +62,27 @@ func dial(t *testing.T, from pod, to netip.AddrPort) *dialer {
 	})
 	t.Cleanup(func() { d.stop(t) })
 	return d
+}
+
+// openNamespace opens the network namespace of a pod. The pod's processes are this machine's as well, if by
+// other numbers than its node has for them.
+func openNamespace(t *testing.T, p pod) int {
+	t.Helper()
+	inode := strings.TrimSpace(lab(t, "exec", p.node, "stat", "-Lc", "net:[%i]", p.netns))
+	links, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		if found, err := os.Readlink(link); err != nil || found != inode {
+			continue
+		}
+		if fd, err := unix.Open(link, unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
+			return fd
+		}
+	}
+	t.Fatalf("no process is in the namespace of pod %s, %s", p.name, inode)
+	return 0
 }
 
 // run connects until it is told to stop, at most for ten minutes.

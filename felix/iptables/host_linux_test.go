@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package iptables
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/heliograph-dev/heliograph/felix/policytest"
+	"github.com/heliograph-dev/heliograph/internal/nettest"
+	"github.com/heliograph-dev/heliograph/policy"
+)
+
+// variants runs a test for each variant in a namespace of its own.
+func variants(t *testing.T, f func(t *testing.T, v Variant)) {
+	for _, v := range []Variant{NFT, Legacy} {
+		t.Run(string(v), func(t *testing.T) { nettest.Run(t, func(t *testing.T) { f(t, v) }) })
+	}
+}
+
+// tool runs iptables and ip6tables of a variant.
+func tool(t *testing.T, v Variant, args ...string) {
+	t.Helper()
+	for _, name := range []string{"iptables-", "ip6tables-"} {
+		nettest.Cmd(t, name+string(v), args...)
+	}
+}
+
+// saved is what iptables-save prints of what is not ours, and of what is.
+func saved(t *testing.T, v Variant) (theirs, ours string) {
+	t.Helper()
+	for _, name := range []string{"iptables-", "ip6tables-"} {
+		for l := range strings.Lines(nettest.Cmd(t, name+string(v)+"-save")) {
+			switch {
+			case strings.HasPrefix(l, "#"):
+			case strings.Contains(l, prefix):
+				ours += l
+			default:
+				theirs += l
+			}
+		}
+	}
+	return theirs, ours
+}
+
+// TestHost: our chains stand beside other people's, drift is healed, and nothing is left.
+func TestHost(t *testing.T) {
+	variants(t, func(t *testing.T, v Variant) {
+		tool(t, v, "-N", "KUBE-FORWARD")
+		tool(t, v, "-A", "KUBE-FORWARD", "-m", "mark", "--mark", "0x4000/0x4000", "-j", "ACCEPT")
+		tool(t, v, "-A", "FORWARD", "-j", "KUBE-FORWARD")
+		tool(t, v, "-t", "mangle", "-A", "PREROUTING", "-j", "MARK", "--set-mark", "7")
+		nettest.Cmd(t, "ipset", "create", "KUBE-SET", "hash:ip")
+		before, _ := saved(t, v)
+		d := open(t, v)
+		d.Update(small().Delta())
+		apply(t, d)
+		after, first := saved(t, v)
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Errorf("other people's rules changed (-before +after):\n%s", diff)
+		}
+		web := policyChain(policy.PolicyID{Namespace: "prod", Name: "web"}, policy.Ingress)
+		for _, harm := range [][]string{
+			{"-F", web}, {"-A", web, "-j", "ACCEPT"}, {"-I", "FORWARD", "-j", "ACCEPT"}, {"-D", "HEL-INPUT", "1"}, {"-N", "HEL-x"}, {"-F", "OUTPUT"},
+		} {
+			tool(t, v, harm...)
+			d.QueueResync()
+			apply(t, d)
+			if harm[1] == "FORWARD" {
+				tool(t, v, "-D", "FORWARD", "-j", "ACCEPT")
+			}
+			if _, ours := saved(t, v); ours != first {
+				t.Errorf("after %s (-before +after):\n%s", harm, cmp.Diff(first, ours))
+			}
+		}
+		d.QueueResync()
+		apply(t, d)
+		if _, ours := saved(t, v); ours != first {
+			t.Errorf("a second resync changes something (-before +after):\n%s", cmp.Diff(first, ours))
+		}
+		if err := d.Delete(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		after, ours := saved(t, v)
+		if diff := cmp.Diff(before, after); diff != "" || ours != "" {
+			t.Errorf("after Delete there is %s, and (-before +after):\n%s", ours, diff)
+		}
+		if got := nettest.Cmd(t, "ipset", "list", "-n"); got != "KUBE-SET\n" {
+			t.Errorf("sets after Delete: %s", got)
+		}
+	})
+}
+
+// TestFlood: while agents restart, and policies and sets change, nothing that is denied gets in, and
+// nothing that is allowed is lost.
+func TestFlood(t *testing.T) {
+	variants(t, func(t *testing.T, v Variant) {
+		l := policytest.NewLab(t)
+		state := policy.NewState()
+		id := policy.PolicyID{Namespace: "prod", Name: "web"}
+		web := *small().Policies[id]
+		web.Ingress[0].Match.Transport = append(web.Ingress[0].Match.Transport, policy.Transport{Protocol: policy.UDP, DestinationPorts: web.Ingress[0].Match.Transport[0].DestinationPorts})
+		state.Policies[id] = &web
+		state.Sets["clients"] = &policy.Set{Members: map[policy.Member]struct{}{}}
+		for i := range l.Pods {
+			e := l.Endpoint(i)
+			if i == 1 {
+				e.Ingress.Tiers = []policy.Tier{{Name: policy.DefaultTier, Default: policy.Deny, Policies: []policy.PolicyID{id}}}
+			}
+			state.Endpoints[e.ID] = e
+		}
+		for _, ip := range append(l.Outside, l.Pods[0].IPs...) {
+			state.Sets["clients"].Members[policy.Member{Prefix: netip.PrefixFrom(ip, ip.BitLen())}] = struct{}{}
+		}
+		d := open(t, v)
+		d.Update(state.Delta())
+		apply(t, d)
+		var allowed, denied []policytest.Packet
+		for _, f := range both {
+			allowed = append(allowed, l.Packet(0, 1, f, policy.UDP, 80), l.Packet(policytest.Outside, 1, f, policy.TCP, 80), l.Packet(policytest.Node, 1, f, policy.UDP, 81))
+			denied = append(denied, l.Packet(0, 1, f, policy.UDP, 81), l.Packet(2, 1, f, policy.TCP, 80), l.Packet(6, 0, f, policy.UDP, 80))
+		}
+		flood := l.Flood(allowed, denied)
+		for i := range 8 {
+			change := *state
+			other := policy.PolicyID{Namespace: "prod", Name: "other"}
+			change.Policies = map[policy.PolicyID]*policy.Policy{id: &web, other: {ID: other, Egress: web.Ingress}}
+			d.Update(policytest.Diff(state, &change))
+			apply(t, d)
+			d.Update(policytest.Diff(&change, state))
+			apply(t, d)
+			if i%2 == 0 { // a restart, which finds all as it was, or has to lay out some of it
+				d = open(t, v)
+				d.Update(state.Delta())
+				apply(t, d)
+			}
+		}
+		flood.Stop()
+	})
+}
+
+// TestIPSet: members of all sorts are in the kernel as they were sent.
+func TestIPSet(t *testing.T) {
+	nettest.Run(t, func(t *testing.T) {
+		k, err := Open(Auto)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer k.Close() //nolint:errcheck // a test's
+		want := map[string]Set{}
+		for _, f := range both {
+			nets := Set{policy.AddressSet, f, map[policy.Member]struct{}{}}
+			ports := Set{policy.AddressPortSet, f, map[policy.Member]struct{}{}}
+			ip := netip.MustParseAddr(map[policy.Family]string{policy.IPv4: "10.0.0.0", policy.IPv6: "fd00::"}[f])
+			for bits := 1; bits <= ip.BitLen(); bits++ {
+				nets.Members[policy.Member{Prefix: netip.PrefixFrom(ip, bits).Masked()}] = struct{}{}
+			}
+			for i := range 3000 {
+				ip = ip.Next()
+				nets.Members[policy.Member{Prefix: netip.PrefixFrom(ip, ip.BitLen())}] = struct{}{}
+				p := []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP, policy.UDPLite}[i%4]
+				ports.Members[policy.Member{Prefix: netip.PrefixFrom(ip, ip.BitLen()), Protocol: p, Port: uint16(i)}] = struct{}{} //nolint:gosec // small
+			}
+			want[setName("s", policy.AddressSet, f)], want[setName("s", policy.AddressPortSet, f)] = nets, ports
+		}
+		for name, s := range want {
+			var members []policy.Member
+			for m := range s.Members {
+				members = append(members, m)
+			}
+			err := errors.Join(k.CreateSet(name, s.Kind, s.Family), k.AddMembers(name, members), k.AddMembers(name, members[:3]))
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		nettest.Cmd(t, "ipset", "create", "KUBE-SET", "hash:ip")
+		compareSets(t, k, want)
+		for name, s := range want {
+			gone := maps.Clone(s.Members)
+			for m := range gone {
+				if len(gone) == 2 {
+					break
+				}
+				delete(gone, m)
+			}
+			var list []policy.Member
+			for m := range gone {
+				list = append(list, m)
+				delete(s.Members, m)
+			}
+			if err := errors.Join(k.RemoveMembers(name, list), k.RemoveMembers(name, list)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		compareSets(t, k, want)
+		for name := range want {
+			if err := k.DestroySet(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		compareSets(t, k, map[string]Set{})
+	})
+}
+
+func compareSets(t *testing.T, k *Kernel, want map[string]Set) {
+	t.Helper()
+	got, err := k.ListSets(prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+		t.Fatalf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestDetect: the variant is the one that others use.
+func TestDetect(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		rule []string
+		want Variant
+	}{
+		{"nobody has rules", nil, NFT},
+		{"rules in nft", []string{"iptables-nft", "-A", "INPUT", "-j", "ACCEPT"}, NFT},
+		{"rules in legacy", []string{"iptables-legacy", "-A", "INPUT", "-j", "ACCEPT"}, Legacy},
+		{"chains in legacy, of IPv6", []string{"ip6tables-legacy", "-t", "mangle", "-N", "KUBE-KUBELET-CANARY"}, Legacy},
+		{"a chain of ours in legacy", []string{"iptables-legacy", "-N", "HEL-FORWARD"}, NFT},
+	} {
+		t.Run(strings.NewReplacer(" ", "_", ",", "").Replace(tt.name), func(t *testing.T) {
+			nettest.Run(t, func(t *testing.T) {
+				if tt.rule != nil {
+					nettest.Cmd(t, tt.rule[0], tt.rule[1:]...)
+				}
+				if got := detect(); got != tt.want {
+					t.Errorf("got %s, want %s", got, tt.want)
+				}
+			})
+		})
+	}
+}
+
+// TestNoIPTables: a host without the commands is told so.
+func TestNoIPTables(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if _, err := Open(Auto); !errors.Is(err, ErrNoIPTables) {
+		t.Errorf("got %v, want %v", err, ErrNoIPTables)
+	}
+}

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package felix
+
+import (
+	"fmt"
+
+	"github.com/heliograph-dev/heliograph/felix/enforce"
+	"github.com/heliograph-dev/heliograph/felix/iptables"
+	"github.com/heliograph-dev/heliograph/felix/nftpolicy"
+)
+
+// dataplanes are those that policy can be enforced by, the best first. Of iptables' two variants the host
+// uses one, which is ours too; the other is among them so that what we left there, before the host
+// changed, is swept.
+func (p *policyPart) dataplanes() []enforce.Dataplane {
+	return []enforce.Dataplane{
+		{Name: enforce.NFTables, Open: func() (enforce.Renderer, error) { return nftpolicy.New(p.kernel, p.log), nil }},
+		{Name: enforce.IPTables, Open: func() (enforce.Renderer, error) {
+			v, err := p.hostVariant()
+			if err != nil {
+				return nil, err
+			}
+			return p.openIPTables(v)
+		}},
+		{Name: enforce.IPTables + " (the variant that the host does not use)", Open: func() (enforce.Renderer, error) {
+			v, err := p.hostVariant()
+			if err != nil {
+				return nil, err
+			}
+			return p.openIPTables(map[iptables.Variant]iptables.Variant{iptables.NFT: iptables.Legacy, iptables.Legacy: iptables.NFT}[v])
+		}},
+	}
+}
+
+// hostVariant is which iptables the host uses. It is found out once: our own rules must not decide.
+func (p *policyPart) hostVariant() (iptables.Variant, error) {
+	if p.variant == iptables.Auto {
+		k, err := iptables.Open(iptables.Auto)
+		if err != nil {
+			return p.variant, err
+		}
+		p.variant = k.Variant()
+		p.iptables[p.variant] = k
+	}
+	return p.variant, nil
+}
+
+func (p *policyPart) openIPTables(v iptables.Variant) (enforce.Renderer, error) {
+	if p.iptables[v] == nil {
+		k, err := iptables.Open(v)
+		if err != nil {
+			return nil, fmt.Errorf("open iptables (%s): %w", v, err)
+		}
+		p.iptables[v] = k
+	}
+	return iptables.New(p.iptables[v], p.log), nil
+}
