@@ -81,6 +81,7 @@ func TestPolicyExplain(t *testing.T) {
 		from, to, form string
 		change         changeFlags
 	}{
+		"tiers":        {from: "prod/web-7c9f-b", to: "prod/db-1:5432", change: changeFlags{files: []string{filepath.Join("testdata", "policy-tiers.yaml")}}},
 		"service":      {from: "prod/web-7c9f-a", to: "service/prod/db:5432"},
 		"service-json": {from: "10.244.1.9", to: "10.96.0.7:5432", form: "json"},
 		"node":         {from: "node/node1", to: "prod/db-0:5432"},

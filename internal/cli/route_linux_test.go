@@ -28,11 +28,25 @@ func TestRouteExplainByAPI(t *testing.T) {
 	}
 	createSample(t, c)
 	admin, viewer := writeKubeconfig(t, env.KubeConfig), addViewer(t, env, c)
+	policies := filepath.Join(t.TempDir(), "policies.yaml")
+	if err := os.WriteFile(policies, []byte(manyRules(2)), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, tt := range map[string]struct {
 		kubeconfig string
 		args       []string
 		want       []string
 	}{
+		"policy explain": {admin, []string{"policy", "explain", "--from=node/node1", "--to=default/web:80"}, []string{
+			"node node1 (", "ingress of default/web on node2: Allow, since no policy applies", "verdict: allowed",
+		}},
+		"policy explain, a dry run": {admin, []string{"policy", "explain", "--from=default/web", "--to=default/db:80", "--with-file=" + policies}, []string{
+			"dry run with NetworkPolicy default/many", "verdict: allowed",
+		}},
+		"policy impact": {admin, []string{"policy", "impact", "-f", policies}, []string{"nothing changes: no pod has other policies"}},
+		"policy status": {admin, []string{"policy", "status"}, []string{
+			"there is no policy", "node1 is not asked: run policy-on-node in pod heliograph-system/agent", "node2 is not asked: no agent's pod runs on node2",
+		}},
 		"without a kubelet": {admin, []string{"route", "explain", "10.244.2.7", "--from=node1"}, []string{
 			"pod default/web on node2", "Native via 192.168.11.253", "not asked: run kernel-route in pod heliograph-system/agent", "nothing is known",
 		}},
@@ -63,6 +77,13 @@ func TestRouteExplainByAPI(t *testing.T) {
 			}
 		})
 	}
+	t.Run("policy explain, sees no pods", func(t *testing.T) {
+		var out, errOut bytes.Buffer
+		code := Main(t.Context(), []string{"heliograph", "policy", "explain", "--from=default/web", "--to=default/db:80", "--kubeconfig=" + viewer}, &out, &errOut)
+		if want := "so the right to list them is needed in all namespaces"; code != 1 || !strings.Contains(errOut.String(), want) {
+			t.Errorf("exit code %d, %q; want %q", code, errOut.String(), want)
+		}
+	})
 }
 
 // createSample puts sampleFacts into the API, and an agent's pod on node1, where no kubelet is.

@@ -72,7 +72,7 @@ func NewImpact(before, after *View) *Impact {
 }
 
 func newComparison(before, after *View) *comparison {
-	return &comparison{before: before, after: after, left: maxCompared, divided: map[string][]piece{}}
+	return &comparison{before: before, after: after, left: maxCompared, divided: map[string][]piece{}, ofNamespace: map[string]int{}, ofGroup: map[string]int{}}
 }
 
 func newProblems(before, after *View) []string {
@@ -93,6 +93,8 @@ type comparison struct {
 	pods          []podIn // that both have, sorted
 	parties       []*party
 	comeOrGo      int
+	// How many pods there are.
+	ofNamespace, ofGroup map[string]int
 
 	divided map[string][]piece
 	left    int // packets that may still be compared
@@ -128,6 +130,8 @@ func (c *comparison) findPods() {
 		}
 		slices.SortFunc(in.ports, pieceKey.compare)
 		c.pods = append(c.pods, in)
+		c.ofNamespace[id.Namespace]++
+		c.ofGroup[in.group]++
 	}
 	for id := range c.after.state.Endpoints {
 		if c.before.state.Endpoints[id] == nil {

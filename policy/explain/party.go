@@ -85,6 +85,34 @@ type marks struct {
 // mark goes through chains, sets and networks of both views.
 func (c *comparison) mark() *marks {
 	m := &marks{of: make([][]uint32, len(c.pods)), byIP: map[netip.Addr]int{}, prefixes: map[netip.Prefix]struct{}{}}
+	c.markChains(m)
+	slices.SortFunc(m.sorted, netip.Addr.Compare)
+	for _, v := range []*View{c.before, c.after} {
+		for _, s := range v.state.Sets {
+			m.set(s)
+		}
+		for _, p := range v.state.Policies {
+			eachNet(p, func(n policy.Net) {
+				m.prefixes[n.CIDR] = struct{}{}
+				for _, e := range n.Except {
+					m.prefixes[e] = struct{}{}
+				}
+			})
+		}
+	}
+	for prefix := range m.prefixes {
+		m.next++
+		m.within(prefix, m.next)
+	}
+	for i := range m.of {
+		slices.Sort(m.of[i])
+		m.of[i] = slices.Compact(m.of[i])
+	}
+	return m
+}
+
+// markChains marks pods of equal chains and families alike, and learns whose each address is.
+func (c *comparison) markChains(m *marks) {
 	chains := map[string]uint32{}
 	for i := range c.pods {
 		p := &c.pods[i]
@@ -104,38 +132,6 @@ func (c *comparison) mark() *marks {
 		}
 		m.of[i] = append(m.of[i], chains[key])
 	}
-	slices.SortFunc(m.sorted, netip.Addr.Compare)
-	for _, v := range []*View{c.before, c.after} {
-		for _, s := range v.state.Sets {
-			m.set(s)
-		}
-		for _, p := range v.state.Policies {
-			eachNet(p, func(n policy.Net) {
-				m.prefixes[n.CIDR] = struct{}{}
-				for _, e := range n.Except {
-					m.prefixes[e] = struct{}{}
-				}
-			})
-		}
-	}
-	for prefix := range m.prefixes {
-		m.next++
-		m.within(prefix, m.next)
-	}
-	for _, v := range []*View{c.before, c.after} {
-		for _, s := range v.state.Sets {
-			for member := range s.Members {
-				if m.foreign(member.Prefix) {
-					m.prefixes[member.Prefix] = struct{}{}
-				}
-			}
-		}
-	}
-	for i := range m.of {
-		slices.Sort(m.of[i])
-		m.of[i] = slices.Compact(m.of[i])
-	}
-	return m
 }
 
 func families(ips []netip.Addr) string {
@@ -143,7 +139,8 @@ func families(ips []netip.Addr) string {
 	return fmt.Sprint(a[0].IsValid(), a[1].IsValid(), len(ips))
 }
 
-// set marks the members of a set: those of a family alike, and for ports those of the same port.
+// set marks the members of a set: those of a family alike, and for ports those of the same port. Networks in it
+// are noted as those of rules are.
 func (m *marks) set(s *policy.Set) {
 	type like struct {
 		is4      bool
@@ -158,6 +155,9 @@ func (m *marks) set(s *policy.Set) {
 			seen[l] = m.next
 		}
 		m.within(member.Prefix, seen[l])
+		if m.foreign(member.Prefix) {
+			m.prefixes[member.Prefix] = struct{}{}
+		}
 	}
 }
 
@@ -392,7 +392,6 @@ func (c *comparison) groups(s partySet) []Group {
 	if len(pods) == len(c.pods) {
 		return append([]Group{{Name: "all pods", Pods: len(pods), Of: len(pods)}}, out...)
 	}
-	ofNamespace, ofGroup := c.totals()
 	inNamespace := map[string]int{}
 	for _, i := range pods {
 		inNamespace[c.pods[i].id.Namespace]++
@@ -401,9 +400,9 @@ func (c *comparison) groups(s partySet) []Group {
 	var inside []Group
 	for _, i := range pods {
 		p := &c.pods[i]
-		name, of := p.group, ofGroup[p.group]
+		name, of := p.group, c.ofGroup[p.group]
 		// A namespace of one owner is better called by that.
-		if n := ofNamespace[p.id.Namespace]; inNamespace[p.id.Namespace] == n && n > of {
+		if n := c.ofNamespace[p.id.Namespace]; inNamespace[p.id.Namespace] == n && n > of {
 			name, of = "all pods of "+p.id.Namespace, n
 		}
 		g, ok := at[name]
@@ -431,13 +430,4 @@ func (g *Group) add(pod string) {
 	if len(g.Names) < fewNames {
 		g.Names = append(g.Names, pod)
 	}
-}
-
-func (c *comparison) totals() (ofNamespace, ofGroup map[string]int) {
-	ofNamespace, ofGroup = map[string]int{}, map[string]int{}
-	for i := range c.pods {
-		ofNamespace[c.pods[i].id.Namespace]++
-		ofGroup[c.pods[i].group]++
-	}
-	return ofNamespace, ofGroup
 }

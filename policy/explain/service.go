@@ -90,8 +90,7 @@ func (v *View) translate(s *corev1.Service, t Target, ip netip.Addr, from End) (
 	if ip.IsValid() {
 		out.IPs = []netip.Addr{ip}
 	}
-	found := map[string]*backend{}
-	var order []string
+	var found backends
 	for _, slice := range v.slices(s, out) {
 		number, ok := slicePort(slice, port)
 		if out.Headless && t.PortName == "" {
@@ -109,23 +108,36 @@ func (v *View) translate(s *corev1.Service, t Target, ip netip.Addr, from End) (
 			if local(s, t) && from.Node != "" && ptr.Deref(e.NodeName, "") != from.Node {
 				continue
 			}
-			end := v.endpointEnd(e)
-			key := fmt.Sprintf("%s %d", end, number)
-			if found[key] == nil {
-				found[key] = &backend{end: End{Pod: end.Pod, Node: end.Node, HostNetwork: end.HostNetwork}, port: number}
-				order = append(order, key)
-			}
-			found[key].end.IPs = append(found[key].end.IPs, end.IPs...)
+			found.add(v.endpointEnd(e), number)
 		}
 	}
-	slices.Sort(order)
-	backends := make([]backend, 0, len(order))
-	for _, key := range order {
-		slices.SortFunc(found[key].end.IPs, netip.Addr.Compare)
-		backends = append(backends, *found[key])
+	out.Ready = len(found)
+	return out, found, nil
+}
+
+// backends are endpoints, sorted.
+type backends []backend
+
+// add puts the addresses of a pod together: each family has its own slices.
+func (b *backends) add(end End, port uint16) {
+	at, found := slices.BinarySearchFunc(*b, end, func(b backend, end End) int {
+		return cmp.Or(cmp.Compare(b.end.name(), end.name()), cmp.Compare(b.port, port))
+	})
+	if !found {
+		*b = slices.Insert(*b, at, backend{end: end, port: port})
+		return
 	}
-	out.Ready = len(backends)
-	return out, backends, nil
+	ips := append(slices.Clip((*b)[at].end.IPs), end.IPs...)
+	slices.SortFunc(ips, netip.Addr.Compare)
+	(*b)[at].end.IPs = ips
+}
+
+// name tells ends apart: pods by their names, whatever addresses they have.
+func (e End) name() string {
+	if e.Pod != nil {
+		return e.Pod.String()
+	}
+	return fmt.Sprint(e.IPs)
 }
 
 // local says whether only endpoints of the sender's node get its packets.
