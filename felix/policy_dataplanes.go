@@ -3,6 +3,7 @@
 package felix
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/heliograph-dev/heliograph/felix/enforce"
@@ -28,10 +29,24 @@ func (p *policyPart) dataplanes() []enforce.Dataplane {
 			if err != nil {
 				return nil, err
 			}
-			return p.openIPTables(map[iptables.Variant]iptables.Variant{iptables.NFT: iptables.Legacy, iptables.Legacy: iptables.NFT}[v])
+			other := iptables.NFT
+			if v == iptables.NFT {
+				other = iptables.Legacy
+			}
+			t, err := p.openIPTables(other)
+			if err != nil {
+				return nil, err
+			}
+			return otherVariant{t}, nil
 		}},
 	}
 }
+
+// otherVariant deletes its rules only: the sets are those of the variant that is in use, too.
+type otherVariant struct{ *iptables.Table }
+
+// Delete implements enforce.Renderer.
+func (t otherVariant) Delete(ctx context.Context) error { return t.DeleteRules(ctx) }
 
 // hostVariant is which iptables the host uses. It is found out once: our own rules must not decide.
 func (p *policyPart) hostVariant() (iptables.Variant, error) {
@@ -46,7 +61,7 @@ func (p *policyPart) hostVariant() (iptables.Variant, error) {
 	return p.variant, nil
 }
 
-func (p *policyPart) openIPTables(v iptables.Variant) (enforce.Renderer, error) {
+func (p *policyPart) openIPTables(v iptables.Variant) (*iptables.Table, error) {
 	if p.iptables[v] == nil {
 		k, err := iptables.Open(v)
 		if err != nil {

@@ -5,6 +5,7 @@ package enforce
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/heliograph-dev/heliograph/policy"
 )
@@ -81,13 +82,13 @@ func (e *Enforcer) open(name string) (*inUse, error) {
 	return nil, last
 }
 
-// sweep takes away what other dataplanes have left on this node, once ours is in force. One that cannot be
-// opened here has left nothing.
+// sweep takes away what other dataplanes have left on this node, once ours is in force: the last one first,
+// as what it has left may be in the way of those before it. One that cannot be opened here has left nothing.
 func (e *Enforcer) sweep(ctx context.Context) error {
 	if e.use.swept {
 		return nil
 	}
-	for _, d := range e.opts.Dataplanes {
+	for _, d := range slices.Backward(e.opts.Dataplanes) {
 		if d.Name == e.use.name {
 			continue
 		}

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -235,7 +236,7 @@ func (e *Enforcer) resync() {
 // Delete takes all that was written out of the kernel, of every dataplane. For uninstalling, after Run.
 func (e *Enforcer) Delete(ctx context.Context) error {
 	var errs []error
-	for _, d := range e.opts.Dataplanes {
+	for _, d := range slices.Backward(e.opts.Dataplanes) {
 		r, err := d.Open()
 		if err == nil {
 			err = r.Delete(ctx)

@@ -5,8 +5,8 @@ package iptables
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -21,7 +21,20 @@ import (
 // variants runs a test for each variant in a namespace of its own.
 func variants(t *testing.T, f func(t *testing.T, v Variant)) {
 	for _, v := range []Variant{NFT, Legacy} {
-		t.Run(string(v), func(t *testing.T) { nettest.Run(t, func(t *testing.T) { f(t, v) }) })
+		t.Run(string(v), func(t *testing.T) {
+			need(t, v)
+			nettest.Run(t, func(t *testing.T) { f(t, v) })
+		})
+	}
+}
+
+// need skips a test where a variant's commands, or that of ipset, are missing.
+func need(t *testing.T, v Variant) {
+	t.Helper()
+	for _, name := range []string{"iptables-" + string(v) + "-restore", "ip6tables-" + string(v) + "-restore", "ipset"} {
+		if _, err := exec.LookPath(name); err != nil {
+			nettest.Skip(t, err.Error())
+		}
 	}
 }
 
@@ -98,40 +111,52 @@ func TestHost(t *testing.T) {
 	})
 }
 
+// guarded is a lab of which pod 1 accepts port 80 of pod 0 and of the outside, and a state that says so.
+func guarded(t *testing.T) (*policytest.Lab, *policy.State) {
+	l, state := policytest.NewLab(t), policy.NewState()
+	id := policy.PolicyID{Namespace: "prod", Name: "web"}
+	web := small().Policies[id]
+	tcp := web.Ingress[0].Match.Transport[0]
+	web.Ingress[0].Match.Transport = append(web.Ingress[0].Match.Transport, policy.Transport{Protocol: policy.UDP, DestinationPorts: tcp.DestinationPorts})
+	state.Policies[id] = web
+	state.Sets["clients"] = &policy.Set{Members: map[policy.Member]struct{}{}}
+	for i := range l.Pods {
+		e := l.Endpoint(i)
+		if i == 1 {
+			e.Ingress.Tiers = []policy.Tier{{Name: policy.DefaultTier, Default: policy.Deny, Policies: []policy.PolicyID{id}}}
+		}
+		state.Endpoints[e.ID] = e
+	}
+	for _, ip := range append(l.Outside, l.Pods[0].IPs...) {
+		state.Sets["clients"].Members[policy.Member{Prefix: netip.PrefixFrom(ip, ip.BitLen())}] = struct{}{}
+	}
+	return l, state
+}
+
+// flood begins a flood of what a guarded lab allows and denies.
+func flood(l *policytest.Lab) *policytest.Flood {
+	var allowed, denied []policytest.Packet
+	for _, f := range both {
+		allowed = append(allowed, l.Packet(0, 1, f, policy.UDP, 80), l.Packet(policytest.Outside, 1, f, policy.TCP, 80), l.Packet(policytest.Node, 1, f, policy.UDP, 81))
+		denied = append(denied, l.Packet(0, 1, f, policy.UDP, 81), l.Packet(2, 1, f, policy.TCP, 80), l.Packet(6, 0, f, policy.UDP, 80))
+	}
+	return l.Flood(allowed, denied)
+}
+
 // TestFlood: while agents restart, and policies and sets change, nothing that is denied gets in, and
 // nothing that is allowed is lost.
 func TestFlood(t *testing.T) {
 	variants(t, func(t *testing.T, v Variant) {
-		l := policytest.NewLab(t)
-		state := policy.NewState()
-		id := policy.PolicyID{Namespace: "prod", Name: "web"}
-		web := *small().Policies[id]
-		web.Ingress[0].Match.Transport = append(web.Ingress[0].Match.Transport, policy.Transport{Protocol: policy.UDP, DestinationPorts: web.Ingress[0].Match.Transport[0].DestinationPorts})
-		state.Policies[id] = &web
-		state.Sets["clients"] = &policy.Set{Members: map[policy.Member]struct{}{}}
-		for i := range l.Pods {
-			e := l.Endpoint(i)
-			if i == 1 {
-				e.Ingress.Tiers = []policy.Tier{{Name: policy.DefaultTier, Default: policy.Deny, Policies: []policy.PolicyID{id}}}
-			}
-			state.Endpoints[e.ID] = e
-		}
-		for _, ip := range append(l.Outside, l.Pods[0].IPs...) {
-			state.Sets["clients"].Members[policy.Member{Prefix: netip.PrefixFrom(ip, ip.BitLen())}] = struct{}{}
-		}
+		l, state := guarded(t)
 		d := open(t, v)
 		d.Update(state.Delta())
 		apply(t, d)
-		var allowed, denied []policytest.Packet
-		for _, f := range both {
-			allowed = append(allowed, l.Packet(0, 1, f, policy.UDP, 80), l.Packet(policytest.Outside, 1, f, policy.TCP, 80), l.Packet(policytest.Node, 1, f, policy.UDP, 81))
-			denied = append(denied, l.Packet(0, 1, f, policy.UDP, 81), l.Packet(2, 1, f, policy.TCP, 80), l.Packet(6, 0, f, policy.UDP, 80))
-		}
-		flood := l.Flood(allowed, denied)
+		f := flood(l)
+		web := state.Policies[policy.PolicyID{Namespace: "prod", Name: "web"}]
 		for i := range 8 {
 			change := *state
 			other := policy.PolicyID{Namespace: "prod", Name: "other"}
-			change.Policies = map[policy.PolicyID]*policy.Policy{id: &web, other: {ID: other, Egress: web.Ingress}}
+			change.Policies = map[policy.PolicyID]*policy.Policy{web.ID: web, other: {ID: other, Egress: web.Ingress}}
 			d.Update(policytest.Diff(state, &change))
 			apply(t, d)
 			d.Update(policytest.Diff(&change, state))
@@ -142,12 +167,80 @@ func TestFlood(t *testing.T) {
 				apply(t, d)
 			}
 		}
-		flood.Stop()
+		f.Stop()
+	})
+}
+
+// TestSwitch: from one variant to the other and back, nothing gets in, and nothing is lost.
+func TestSwitch(t *testing.T) {
+	need(t, NFT)
+	need(t, Legacy)
+	nettest.Run(t, func(t *testing.T) {
+		l, state := guarded(t)
+		var last *Table
+		var f *policytest.Flood
+		for i, v := range []Variant{NFT, Legacy, NFT, Legacy} {
+			d := open(t, v)
+			d.Update(state.Delta())
+			apply(t, d)
+			if i == 0 {
+				f = flood(l)
+			} else if err := last.DeleteRules(context.Background()); err != nil {
+				t.Error(err)
+			}
+			last = d
+		}
+		f.Stop()
+		if _, ours := saved(t, NFT); ours != "" {
+			t.Errorf("left in nft:\n%s", ours)
+		}
+		if err := last.Delete(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestMarksAndLogs: of the mark, our bits are clear afterwards and the others as before; and what is
+// denied is logged by its cause.
+func TestMarksAndLogs(t *testing.T) {
+	variants(t, func(t *testing.T, v Variant) {
+		l, state := guarded(t)
+		d := open(t, v)
+		d.Update(state.Delta())
+		apply(t, d)
+		tool(t, v, "-t", "mangle", "-A", "PREROUTING", "-j", "MARK", "--set-mark", "0x40c00001")
+		tool(t, v, "-A", "FORWARD", "-m", "mark", "--mark", "0x40c00001", "-m", "comment", "--comment", "passes #")
+		var packets []policytest.Packet
+		for _, f := range both {
+			packets = append(packets, l.Packet(0, 1, f, policy.TCP, 80), l.Packet(policytest.Outside, 1, f, policy.UDP, 80), l.Packet(2, 1, f, policy.TCP, 80))
+		}
+		for i, at := range l.Pass(packets...) {
+			if want := i%3 < 2; (len(at) == 1) != want {
+				t.Errorf("%s: arrived at %s", packets[i], at)
+			}
+		}
+		prefix := policy.LogPrefix(policy.Deny, policy.TierCause(policy.DefaultTier, policy.Ingress))
+		for _, f := range both {
+			text, err := d.handle.Save(context.Background(), f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(text)) {
+				n, rest := cutCount(line)
+				if strings.Contains(rest, "passes #") && n.Packets != 2 || strings.Contains(rest, prefix) && n.Packets != 1 {
+					t.Errorf("%s: %d packets met %s", f, n.Packets, rest)
+				}
+			}
+			if !strings.Contains(string(text), prefix) {
+				t.Errorf("%s: no line logs %s", f, prefix)
+			}
+		}
 	})
 }
 
 // TestIPSet: members of all sorts are in the kernel as they were sent.
 func TestIPSet(t *testing.T) {
+	need(t, NFT)
 	nettest.Run(t, func(t *testing.T) {
 		k, err := Open(Auto)
 		if err != nil {
@@ -183,21 +276,7 @@ func TestIPSet(t *testing.T) {
 		nettest.Cmd(t, "ipset", "create", "KUBE-SET", "hash:ip")
 		compareSets(t, k, want)
 		for name, s := range want {
-			gone := maps.Clone(s.Members)
-			for m := range gone {
-				if len(gone) == 2 {
-					break
-				}
-				delete(gone, m)
-			}
-			var list []policy.Member
-			for m := range gone {
-				list = append(list, m)
-				delete(s.Members, m)
-			}
-			if err := errors.Join(k.RemoveMembers(name, list), k.RemoveMembers(name, list)); err != nil {
-				t.Fatal(err)
-			}
+			leave(t, k, name, s)
 		}
 		compareSets(t, k, want)
 		for name := range want {
@@ -207,6 +286,21 @@ func TestIPSet(t *testing.T) {
 		}
 		compareSets(t, k, map[string]Set{})
 	})
+}
+
+// leave lets all members leave but two, which have left already when it asks again.
+func leave(t *testing.T, k *Kernel, name string, s Set) {
+	t.Helper()
+	var list []policy.Member
+	for m := range s.Members {
+		if len(s.Members) > 2 {
+			list = append(list, m)
+			delete(s.Members, m)
+		}
+	}
+	if err := errors.Join(k.RemoveMembers(name, list), k.RemoveMembers(name, list)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func compareSets(t *testing.T, k *Kernel, want map[string]Set) {
@@ -222,6 +316,8 @@ func compareSets(t *testing.T, k *Kernel, want map[string]Set) {
 
 // TestDetect: the variant is the one that others use.
 func TestDetect(t *testing.T) {
+	need(t, NFT)
+	need(t, Legacy)
 	for _, tt := range []struct {
 		name string
 		rule []string

@@ -35,6 +35,7 @@ func TestPackets(t *testing.T) {
 	}
 	for _, v := range []Variant{NFT, Legacy} {
 		t.Run(string(v), func(t *testing.T) {
+			need(t, v)
 			policytest.Run(t, func(t testing.TB) policytest.Renderer { return open(t, v) }, o)
 		})
 	}
@@ -75,6 +76,7 @@ func (w wrong) Update(d policy.Delta) {
 // TestMistakesAreSeen: the packets find out a renderer that gets only one thing wrong, so a run without a
 // mismatch says something of each.
 func TestMistakesAreSeen(t *testing.T) {
+	need(t, Legacy)
 	transports := func(change func(*policy.Transport)) func(*policy.Rule) {
 		return func(r *policy.Rule) {
 			r.Match.Transport = slices.Clone(r.Match.Transport)

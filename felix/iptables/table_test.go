@@ -322,22 +322,7 @@ func TestRefused(t *testing.T) {
 					t.Errorf("%s: the chain of the other policy is %q", f, got)
 				}
 			}
-			h.log = nil
-			d.QueueResync()
-			apply(t, d)
-			if r := d.Refused(); len(r) != 1 || r[web] == nil || len(h.log) < 4 {
-				t.Errorf("a resync does not try again: refused %v after %s", r, h.log)
-			}
-			good := *s.Policies[web]
-			good.Ingress = nil
-			d.Update(policy.Delta{Policies: []policy.PolicyChange{{ID: web, Op: policy.Changed, Policy: &good}}})
-			apply(t, d)
-			if r := d.Refused(); len(r) != 0 {
-				t.Errorf("refused %v after it was mended", r)
-			}
-			if got := h.tables[policy.IPv4][policyChain(web, policy.Ingress)]; len(got) != 0 {
-				t.Errorf("the chain of the mended policy is %q", got)
-			}
+			mend(t, d, h, web)
 		})
 	}
 }
@@ -372,6 +357,27 @@ func TestOneFamilyFails(t *testing.T) {
 }
 
 var update = flag.Bool("update", false, "rewrite testdata")
+
+// mend tries a refused policy again, in vain, and then gives it a version that the kernel takes.
+func mend(t *testing.T, d *Table, h *host, web policy.PolicyID) {
+	t.Helper()
+	h.log = nil
+	d.QueueResync()
+	apply(t, d)
+	if r := d.Refused(); len(r) != 1 || r[web] == nil || len(h.log) < 4 {
+		t.Errorf("a resync does not try again: refused %v after %s", r, h.log)
+	}
+	good := *small().Policies[web]
+	good.Ingress = nil
+	d.Update(policy.Delta{Policies: []policy.PolicyChange{{ID: web, Op: policy.Changed, Policy: &good}}})
+	apply(t, d)
+	if r := d.Refused(); len(r) != 0 {
+		t.Errorf("refused %v after it was mended", r)
+	}
+	if got := h.tables[policy.IPv4][policyChain(web, policy.Ingress)]; len(got) != 0 {
+		t.Errorf("the chain of the mended policy is %q", got)
+	}
+}
 
 // TestRefusedRecovers: what the kernel takes later is no longer refused.
 func TestRefusedRecovers(t *testing.T) {

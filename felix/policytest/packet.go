@@ -75,6 +75,9 @@ func (p Packet) tuple() tuple {
 	return t
 }
 
+// unassigned is a protocol that no kernel knows.
+const unassigned policy.Protocol = 99
+
 const (
 	magic = 0x48504b54
 	// tail is the magic and the packet's id, with which each of our packets ends.

@@ -22,9 +22,6 @@ import (
 // protocols are those that packets of tests have. The node has a socket for each.
 var protocols = []policy.Protocol{policy.TCP, policy.UDP, policy.ICMP, policy.ICMPv6, policy.SCTP, policy.UDPLite, unassigned}
 
-// unassigned is a protocol that no kernel knows.
-const unassigned policy.Protocol = 99
-
 // fenceType is the type of the frames that follow a burst (IEEE 802.1's local experimental one). No
 // firewall sees them.
 const fenceType = 0x88b5
