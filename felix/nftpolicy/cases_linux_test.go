@@ -283,6 +283,7 @@ func TestRestartsHaveNoGap(t *testing.T) {
 		more.Sets["set"] = addressSet("10.0.0.7")
 		more.ingress("web", policy.Rule{Action: policy.Deny, Match: policy.Match{Source: in("set")}},
 			policy.Rule{Action: policy.Allow, Match: policy.Match{Transport: []policy.Transport{to(policy.TCP, 80)}}})
+		more.labPod(l, 1, chain(tier(web, more.ingress("none"))), chain())
 		ctx, cancel := context.WithCancel(context.Background())
 		restarts := make(chan int)
 		go func() {
