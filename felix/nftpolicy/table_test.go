@@ -19,7 +19,7 @@ import (
 
 // TestIncrementalIsFresh: whatever way leads to a state, the kernel holds what a new process would put there.
 func TestIncrementalIsFresh(t *testing.T) {
-	for seed := range uint64(15) {
+	for seed := range uint64(8) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			w, f := newWorld(seed), newFake()
 			d := New(f, quiet())
