@@ -16,7 +16,7 @@ import (
 //	    iifname . oifname @self accept                   # a pod may talk to itself
 //	    meta l4proto tcp tcp flags & (fin|syn|rst|ack) != syn ct state new iifname @isolated drop
 //	    meta l4proto tcp tcp flags & (fin|syn|rst|ack) != syn ct state new oifname @isolated drop
-//	    iifname vmap @egress                             # accept, or goto the chain of the endpoint
+//	    iifname vmap @egress                             # accept, or jump to the chain of the endpoint, which decides
 //	    iifname "hel*" iifname != "hel-*" drop           # a pod that we do not know
 //	}
 //	chain forward-ingress { type filter hook forward priority filter + 2

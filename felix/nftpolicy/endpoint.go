@@ -168,9 +168,9 @@ func (d *device) want(name string) map[string]Element {
 		v := Verdict{Kind: Accept}
 		switch u := d.units[dir]; {
 		case d.endpoint.Unknown:
-			v = Verdict{Goto, unknownChain(dir)}
+			v = Verdict{Jump, unknownChain(dir)}
 		case u != nil:
-			v = Verdict{Goto, u.key.name()}
+			v = Verdict{Jump, u.key.name()}
 			isolated = isolated || u.out.isolates
 		}
 		out[set] = Element{Key: key, Verdict: v}

@@ -4,16 +4,24 @@ package nftpolicy
 
 import (
 	"errors"
+	"slices"
 	"syscall"
 )
 
-// commit makes a change. One that is too large for the socket's send buffer, which is small where we lack
-// the right to a larger one, goes in stages: first all that no packet meets, then, in one, the rest. Only
-// an odd table, which goes with the first stage, leaves an open moment then.
+// commit makes a change: in one transaction, but for two cases in which what no packet meets goes first.
+//
+// If the change is too large for the socket's send buffer, which is small where we lack the right to a
+// larger one. (Only an odd table, which goes with the first stage, leaves an open moment then.)
+//
+// And if a device gets another chain that is new. A packet goes by the rules of the generation in which it
+// entered its base chain, but finds the elements of the present one: in between it would be sent to a
+// chain that, for it, has no rules yet. It would then return, and drop.
 func (t *Table) commit(tx Transaction) error {
-	err := t.handle.Commit(tx)
-	if !errors.Is(err, syscall.EMSGSIZE) {
-		return err
+	if !redirects(tx) {
+		err := t.handle.Commit(tx)
+		if !errors.Is(err, syscall.EMSGSIZE) {
+			return err
+		}
 	}
 	var inert, rest []Op
 	for _, op := range tx.Ops {
@@ -22,9 +30,6 @@ func (t *Table) commit(tx Transaction) error {
 		} else {
 			rest = append(rest, op)
 		}
-	}
-	if len(inert) == 0 {
-		return err
 	}
 	t.stale = true // if a stage fails, the kernel is not what we think
 	if err := t.inParts(Transaction{Replace: tx.Replace, Ops: inert}); err != nil {
@@ -35,6 +40,12 @@ func (t *Table) commit(tx Transaction) error {
 	}
 	t.stale = false
 	return nil
+}
+
+// redirects says whether a device that has a verdict gets another, while there are new chains.
+func redirects(tx Transaction) bool {
+	fresh := slices.ContainsFunc(tx.Ops, func(op Op) bool { return op.Kind == AddChain && op.Inert })
+	return fresh && !tx.Replace && slices.ContainsFunc(tx.Ops, func(op Op) bool { return op.Kind == RemoveElements && op.Set.Map })
 }
 
 // inParts commits operations in order, in as few parts as the kernel takes.

@@ -26,7 +26,7 @@ func TestKernelIncrementalIsFresh(t *testing.T) {
 			nettest.Run(t, func(t *testing.T) {
 				k := open(t)
 				w, d := newWorld(seed+1000), New(k, quiet())
-				for range 10 {
+				for range 5 {
 					for range 10 {
 						apply(t, d, w.next())
 						noDrift(t, d)
