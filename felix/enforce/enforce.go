@@ -96,6 +96,7 @@ type Enforcer struct {
 
 	// Of the loop's goroutine.
 	compiler  *compile.Compiler
+	nodes     *nodes
 	use       *inUse // nil before the first run
 	workloads map[policy.EndpointID]compile.Workload
 	book      book
@@ -136,7 +137,7 @@ func New(o Options) (*Enforcer, error) {
 		return nil, err
 	}
 	e := &Enforcer{
-		opts: o, log: o.Log, metrics: m, compiler: compile.New(), workloads: map[policy.EndpointID]compile.Workload{},
+		opts: o, log: o.Log, metrics: m, compiler: compile.New(), nodes: newNodes(), workloads: map[policy.EndpointID]compile.Workload{},
 		book: book{pages: map[policy.PolicyID]*page{}}, state: policy.NewState(), force: map[string]standing{}, moved: make(chan struct{}),
 		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()), diary: newDiary(),
 	}

@@ -22,7 +22,9 @@ func (e *Enforcer) take(c feed.Change) {
 	case *corev1.Namespace:
 		e.compiler.SetNamespace(o)
 	case *corev1.Node:
-		e.compiler.SetNode(o)
+		e.takeNode(o.Name, o)
+	case *v1alpha1.IPBlock:
+		e.takeBlock(o.Name, o)
 	case *corev1.ServiceAccount:
 		e.compiler.SetServiceAccount(o)
 	case *discoveryv1.EndpointSlice:
@@ -54,7 +56,9 @@ func (e *Enforcer) forget(k feed.Key) {
 	case watch.Namespaces:
 		e.compiler.RemoveNamespace(k.Name)
 	case watch.Nodes:
-		e.compiler.RemoveNode(k.Name)
+		e.takeNode(k.Name, nil)
+	case watch.IPBlocks:
+		e.takeBlock(k.Name, nil)
 	case watch.ServiceAccounts:
 		e.compiler.RemoveServiceAccount(k.Namespace, k.Name)
 	case watch.EndpointSlices:

@@ -48,7 +48,7 @@ func static(f policy.Family) chains {
 	if f == policy.IPv6 {
 		// Without neighbour discovery a pod would not find its gateway. It has the hop limit that no
 		// router lets through: it is between the pod and us.
-		for _, t := range []int{133, 135, 136} {
+		for _, t := range []int{135, 136} {
 			match := fmt.Sprintf("%s -p ipv6-icmp -m icmp6 --icmpv6-type %d -m hl --hl-eq 255", from, t)
 			c.add(chainInput, line{match: match, target: "-j RETURN"})
 		}

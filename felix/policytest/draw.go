@@ -84,7 +84,7 @@ func (d *dice) transportOf(p *Packet, is4 bool) {
 	}
 	p.MidStream = p.Protocol == policy.TCP && d.chance(8)
 	if p.Neighbour = p.Protocol == policy.ICMPv6 && p.From >= 0 && p.To == Node && d.chance(40); p.Neighbour {
-		p.ICMPType, p.ICMPCode = pick[uint8](d, 133, 135, 136), 0
+		p.ICMPType, p.ICMPCode = pick[uint8](d, 135, 136), 0
 	}
 }
 

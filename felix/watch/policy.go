@@ -27,6 +27,7 @@ const (
 	Pods                   feed.Kind = "pods"
 	Namespaces             feed.Kind = "namespaces"
 	Nodes                  feed.Kind = "nodes"
+	IPBlocks               feed.Kind = "ipblocks.heliograph.dev"
 	ServiceAccounts        feed.Kind = "serviceaccounts"
 	EndpointSlices         feed.Kind = "endpointslices.discovery.k8s.io"
 	NetworkPolicies        feed.Kind = "networkpolicies.networking.k8s.io"
@@ -44,6 +45,7 @@ func FeedTypes() map[feed.Kind]func() client.Object {
 		Pods:                   func() client.Object { return &corev1.Pod{} },
 		Namespaces:             func() client.Object { return &corev1.Namespace{} },
 		Nodes:                  func() client.Object { return &corev1.Node{} },
+		IPBlocks:               func() client.Object { return &v1alpha1.IPBlock{} },
 		ServiceAccounts:        func() client.Object { return &corev1.ServiceAccount{} },
 		EndpointSlices:         func() client.Object { return &discoveryv1.EndpointSlice{} },
 		NetworkPolicies:        func() client.Object { return &networkingv1.NetworkPolicy{} },

@@ -83,7 +83,7 @@ func Mapper(scheme *runtime.Scheme) (meta.RESTMapper, error) {
 		&v1alpha1.BGPConfiguration{}: meta.RESTScopeRoot, &v1alpha1.BGPPeer{}: meta.RESTScopeRoot, &v1alpha1.FelixConfiguration{}: meta.RESTScopeRoot,
 	}
 	for kind, empty := range FeedTypes() {
-		if kind != Nodes { // above
+		if kind != Nodes && kind != IPBlocks { // above
 			scopes[empty()] = scopeOf(kind)
 		}
 	}
