@@ -53,18 +53,9 @@ func (n *nodes) setBlock(name string, b *v1alpha1.IPBlock) (changed []string) {
 	return changed
 }
 
-// node is a Node with all its addresses; nil if there is none of the name.
-func (n *nodes) node(name string) *corev1.Node {
-	object := n.objects[name]
-	if object == nil || len(n.podIPs[name]) == 0 {
-		return object
-	}
-	out := &corev1.Node{ObjectMeta: object.ObjectMeta}
-	out.Status.Addresses = slices.Clone(object.Status.Addresses)
-	for _, block := range slices.Sorted(maps.Keys(n.podIPs[name])) {
-		out.Status.Addresses = append(out.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: n.podIPs[name][block].String()})
-	}
-	return out
+// sends are a node's addresses in the pod network.
+func (n *nodes) sends(name string) []netip.Addr {
+	return slices.SortedFunc(maps.Values(n.podIPs[name]), netip.Addr.Compare)
 }
 
 // takeNode hands the compiler a node as it is now; object is nil if it is gone.
@@ -75,14 +66,14 @@ func (e *Enforcer) takeNode(name string, object *corev1.Node) {
 		return
 	}
 	e.nodes.objects[name] = object
-	e.compiler.SetNode(e.nodes.node(name))
+	e.compiler.SetNode(object, e.nodes.sends(name)...)
 }
 
 // takeBlock does the same for the nodes that a block concerns.
 func (e *Enforcer) takeBlock(name string, b *v1alpha1.IPBlock) {
 	for _, node := range e.nodes.setBlock(name, b) {
-		if object := e.nodes.node(node); object != nil {
-			e.compiler.SetNode(object)
+		if object := e.nodes.objects[node]; object != nil {
+			e.compiler.SetNode(object, e.nodes.sends(node)...)
 		}
 	}
 }

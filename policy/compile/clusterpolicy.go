@@ -4,6 +4,7 @@ package compile
 
 import (
 	"fmt"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -23,10 +24,13 @@ func (c *Compiler) RemoveClusterNetworkPolicy(name string) {
 	c.removeSource(policy.PolicyID{Kind: policy.ClusterNetworkPolicy, Name: name})
 }
 
-// SetNode adds or replaces a node. It reads name, labels and addresses. Only ClusterNetworkPolicies
-// select nodes.
-func (c *Compiler) SetNode(obj *corev1.Node) {
+// SetNode adds or replaces a node. It reads name, labels and addresses; sends are further addresses that
+// the node's own packets come from. Only ClusterNetworkPolicies select nodes.
+func (c *Compiler) SetNode(obj *corev1.Node, sends ...netip.Addr) {
 	f := facts{labels: obj.Labels}
+	for _, ip := range sends {
+		f.prefixes = appendPrefix(f.prefixes, host(ip.Unmap()))
+	}
 	for _, a := range obj.Status.Addresses {
 		// Host names are among them.
 		f.prefixes = appendIP(f.prefixes, a.Address)

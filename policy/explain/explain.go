@@ -71,7 +71,7 @@ func Kinds() []Kind {
 	core, net, ours, cluster := corev1.SchemeGroupVersion, networkingv1.SchemeGroupVersion, v1alpha1.GroupVersion, schema.GroupVersion(policyv1alpha2.GroupVersion)
 	return []Kind{
 		kind(core, "Namespace", "namespaces", func() List { return &corev1.NamespaceList{} }, (*compile.Compiler).SetNamespace).ofCluster(),
-		kind(core, "Node", "nodes", func() List { return &corev1.NodeList{} }, (*compile.Compiler).SetNode).ofCluster().dispensable(),
+		kind(core, "Node", "nodes", func() List { return &corev1.NodeList{} }, func(c *compile.Compiler, n *corev1.Node) { c.SetNode(n) }).ofCluster().dispensable(),
 		kind(core, "ServiceAccount", "serviceaccounts", func() List { return &corev1.ServiceAccountList{} }, (*compile.Compiler).SetServiceAccount).dispensable(),
 		kind(core, "Service", "services", func() List { return &corev1.ServiceList{} }, (*compile.Compiler).SetService),
 		kind(discoveryv1.SchemeGroupVersion, "EndpointSlice", "endpointslices", func() List { return &discoveryv1.EndpointSliceList{} }, (*compile.Compiler).SetEndpointSlice),

@@ -60,6 +60,11 @@ func (c *Cluster) feed(to *compile.Compiler) {
 			k.set(to, o)
 		}
 	}
+	for _, n := range of[*corev1.Node](c, "Node") {
+		if sends := c.sends[n.Name]; len(sends) > 0 {
+			to.SetNode(n, sends...)
+		}
+	}
 }
 
 // Mistakes are what cannot be read in a cluster's policies, whatever else there is in it.
