@@ -209,8 +209,13 @@ func TestNodes(t *testing.T) {
 	if diff := diff(want, c.Flush()); diff != "" {
 		t.Errorf("joins (-want +got):\n%s", diff)
 	}
+	c.SetNode(node, netip.MustParseAddr("10.244.0.1"))
+	want = policy.Delta{Sets: []policy.SetChange{{ID: "nodes(role == 'edge')", Op: policy.Changed, Add: members("10.244.0.1")}}}
+	if diff := diff(want, c.Flush()); diff != "" {
+		t.Errorf("its address in the pod network joins (-want +got):\n%s", diff)
+	}
 	c.RemoveNode("n")
-	want = policy.Delta{Sets: []policy.SetChange{{ID: "nodes(role == 'edge')", Op: policy.Changed, Remove: members("192.0.2.1", "2001:db8::1")}}}
+	want = policy.Delta{Sets: []policy.SetChange{{ID: "nodes(role == 'edge')", Op: policy.Changed, Remove: members("10.244.0.1", "192.0.2.1", "2001:db8::1")}}}
 	if diff := diff(want, c.Flush()); diff != "" {
 		t.Errorf("leaves (-want +got):\n%s", diff)
 	}

@@ -49,7 +49,7 @@ func (o *ourWorld) compile(c *Compiler) {
 	each(o.global, c.SetGlobalNetworkSet)
 	each(o.accounts, c.SetServiceAccount)
 	each(o.tiers, c.SetTier)
-	each(o.nodes, c.SetNode)
+	each(o.nodes, func(n *corev1.Node) { c.SetNode(n) })
 	each(o.clusters, c.SetClusterNetworkPolicy)
 }
 
@@ -140,7 +140,7 @@ func (w *world) stepCluster(c *Compiler, gone bool) {
 		for range w.IntN(3) {
 			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Address: pick(w, "192.0.2.1", "192.0.2.2", "2001:db8::1", "10.0.0.3", "node")})
 		}
-		change(o.nodes, name, n, gone, c.SetNode, func() { c.RemoveNode(name) })
+		change(o.nodes, name, n, gone, func(n *corev1.Node) { c.SetNode(n) }, func() { c.RemoveNode(name) })
 		return
 	}
 	p := &policyv1alpha2.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}}
