@@ -201,7 +201,7 @@ func TestNewFails(t *testing.T) {
 		w := newWorld(t)
 		opts := agentOptions(t, w)
 		opts.StateDir = "/proc/nowhere"
-		if _, err := New(t.Context(), opts); err == nil || !strings.Contains(err.Error(), "open address store: open /proc/nowhere/ipam.db") {
+		if _, err := New(t.Context(), opts); err == nil || !strings.Contains(err.Error(), "open /proc/nowhere/policy.db") {
 			t.Errorf("got %v", err)
 		}
 	})
