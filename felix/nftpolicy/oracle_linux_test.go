@@ -14,7 +14,10 @@ import (
 // TestPackets asks the same with states and frames of its own.
 func TestOracle(t *testing.T) {
 	o := policytest.Options{Packets: 1500}
-	if os.Getenv("HELIOGRAPH_LONG") == "1" {
+	switch {
+	case testing.Short():
+		o.Packets = 300
+	case os.Getenv("HELIOGRAPH_LONG") == "1":
 		o.Packets = 5000
 	}
 	policytest.Run(t, func(t testing.TB) policytest.Renderer {
