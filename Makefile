@@ -145,7 +145,7 @@ conformance-policy: image bin/lab ## Upstream's 45 Netpol specs in the lab, by n
 ## Measures
 
 .PHONY: bench
-bench: bench-routes bench-cni bench-policy bench-paths bench-reflector bench-throughput bench-pods bench-failover ## Measure against peers and physical limits: Markdown tables of ratios
+bench: bench-routes bench-cni bench-policy bench-policy-traffic bench-paths bench-reflector bench-throughput bench-pods bench-failover ## Measure against peers and physical limits: Markdown tables of ratios
 
 .PHONY: bench-pods
 bench-pods: image bin/lab
@@ -167,7 +167,7 @@ bench-failover: image bin/lab
 	@set -o pipefail; HELIOGRAPH_NO_SKIP=1 $(GO) -C test/e2e test . -run '^TestFailover$$' -rounds=5 -v -count=1 -timeout 60m | tee $(BIN)/failover.log | \
 		awk '/failover between two racks/ {print "## Failover between two racks\n\nPings every 10 ms, 4 at once, in the lab; the longest gap of each round.\n"} {sub(/^ +/, "")} /^\|/ {print} /^(FAIL|ok)/ {print > "/dev/stderr"}'
 
-bench-%: build ## One part of bench: routes, cni, policy, paths, reflector, reflector-hostile, throughput, pods, failover
+bench-%: build ## One part of bench: routes, cni, policy, policy-traffic, paths, reflector, reflector-hostile, throughput, pods, failover
 	@$(GO) -C test/bench run ./cmd/bench $*
 
 .PHONY: tail

@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 const insideEnv = "HELIOGRAPH_BENCH_SANDBOX"
@@ -44,6 +47,25 @@ func enter(user uintptr) (inside bool, err error) {
 		return false, fmt.Errorf("enter the sandbox: %w", err)
 	}
 	return false, nil
+}
+
+// In runs f on a thread of a named namespace, which ends with it. Sockets that f opens stay there.
+func In(namespace string, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		ns, err := os.Open("/run/netns/" + namespace)
+		if err == nil {
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
+			_ = ns.Close()
+		}
+		if err != nil {
+			done <- fmt.Errorf("enter namespace %s: %w", namespace, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }
 
 // Run runs a command that must succeed.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 	"time"
 
@@ -74,25 +73,6 @@ func ip(commands ...string) error {
 	return nil
 }
 
-// inNamespace runs f on a thread of a named namespace, which ends with it.
-func inNamespace(name string, f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		ns, err := os.Open("/run/netns/" + name)
-		if err == nil {
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-			_ = ns.Close()
-		}
-		if err != nil {
-			done <- fmt.Errorf("enter namespace %s: %w", name, err)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
-}
-
 // newPlain makes what the others are measured against: veth pairs and routes made by hand.
 func newPlain() (network, error) {
 	n := network{name: "raw"}
@@ -127,7 +107,7 @@ func newPlain() (network, error) {
 				return n, err
 			}
 		}
-		err := inNamespace(n.node(i), func() error {
+		err := sandbox.In(n.node(i), func() error {
 			for _, f := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
 				if err := os.WriteFile("/proc/sys/net/"+f, []byte("1"), 0); err != nil {
 					return err
@@ -173,7 +153,7 @@ func newOurs(can path.Capabilities) (*ours, error) {
 		for family := range 2 {
 			o.pods[i][family] = block(i, family).Addr().Next().Next() // the first is the node's own
 		}
-		err := inNamespace(o.node(i), func() error {
+		err := sandbox.In(o.node(i), func() error {
 			var err error
 			o.planes[i], err = dataplane.Open()
 			return err
@@ -191,7 +171,7 @@ func newOurs(can path.Capabilities) (*ours, error) {
 // addPod makes a pod's interface as the CNI plugin has it made.
 func (o *ours) addPod(i int) error {
 	var socket *os.File
-	err := inNamespace(o.pod(i), func() error {
+	err := sandbox.In(o.pod(i), func() error {
 		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
 		if err == nil {
 			socket = os.NewFile(uintptr(fd), "netlink")
@@ -202,7 +182,7 @@ func (o *ours) addPod(i int) error {
 		return err
 	}
 	a := cni.Attachment{ContainerID: o.pod(i), IfName: "eth0"}
-	err = inNamespace(o.node(i), func() error {
+	err = sandbox.In(o.node(i), func() error {
 		pods, err := podnet.New()
 		if err != nil {
 			return err
@@ -228,7 +208,7 @@ func (o *ours) use(ctx context.Context, m path.Method) error {
 				return fmt.Errorf("%s of %s goes by %s, want %s: %s", p.Family, nodeName(i), p.Method, want, p.Reason)
 			}
 		}
-		err := inNamespace(o.node(i), func() error {
+		err := sandbox.In(o.node(i), func() error {
 			o.planes[i].Set(state, o.local[i])
 			if err := o.planes[i].Apply(ctx); err != nil {
 				return err

@@ -48,7 +48,7 @@ func run() error {
 	names := flag.Args()
 	if !slices.Contains(names, "pods") { // which needs the lab, not a sandbox
 		enter := sandbox.Enter
-		if slices.Contains(names, "policy") && os.Geteuid() == 0 { // 10,000 policies are more than others may send at once
+		if slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, "policy") }) && os.Geteuid() == 0 { // 10,000 policies are more than others may send at once
 			enter = sandbox.EnterWithRights
 		}
 		inside, err := enter()
@@ -106,6 +106,8 @@ func measure(ctx context.Context, name, sizes string, rounds int, duration time.
 		return pods.Measure(ctx)
 	case "policy":
 		return policy.Measure(ctx)
+	case "policy-traffic":
+		return policy.MeasureTraffic(ctx)
 	case "reflector":
 		o := reflector.Options{Rounds: rounds}
 		for _, n := range strings.Split(sizes, ",") {
@@ -123,5 +125,5 @@ func measure(ctx context.Context, name, sizes string, rounds int, duration time.
 	case "throughput":
 		return throughput.Measure(ctx)
 	}
-	return nil, fmt.Errorf("no such benchmark (there are: cni, paths, pods, policy, reflector, reflector-hostile, routes, throughput)")
+	return nil, fmt.Errorf("no such benchmark (there are: cni, paths, pods, policy, policy-traffic, reflector, reflector-hostile, routes, throughput)")
 }
