@@ -26,16 +26,16 @@ type metrics struct {
 	sessionUp, sessionSince, prefixesIn, prefixesOut, prefixesRejected, sessionFlaps *prometheus.Desc
 	path, paths, routes, inSync, apiReachable, generation                            *prometheus.Desc
 	unanswered, blocked, others, answering                                           *prometheus.Desc
-	reachable                                                                        func() bool
+	reachable, policyInForce                                                         func() bool
 }
 
-func newMetrics(reg prometheus.Registerer, version string, report *atomic.Pointer[Report], reachable func() bool) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, version string, report *atomic.Pointer[Report], reachable, policyInForce func() bool) (*metrics, error) {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc("heliograph_"+name, help, labels, nil)
 	}
 	session := []string{"peer", "address", "asn"}
 	m := &metrics{
-		report: report, reachable: reachable,
+		report: report, reachable: reachable, policyInForce: policyInForce,
 		applySeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "heliograph_driver_apply_duration_seconds", Help: "Time to bring one kernel subsystem up to date.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9),
@@ -103,7 +103,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge(m.inSync, 0)
 		return
 	}
-	gauge(m.inSync, boolean(r.InSync))
+	gauge(m.inSync, boolean(r.InSync && m.policyInForce()))
 	ch <- prometheus.MustNewConstMetric(m.generation, prometheus.CounterValue, float64(r.Generation))
 	for _, s := range r.BGP.Sessions {
 		m.collectSession(ch, gauge, r, s)

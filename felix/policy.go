@@ -8,8 +8,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/felix/enforce"
@@ -129,14 +132,34 @@ func (p *policyPart) nodeAddresses() ([]netip.Addr, error) {
 }
 
 // status is what the API is told.
-func (p *policyPart) status() (*v1alpha1.NodePolicyStatus, []string) {
+func (p *policyPart) status() policyReport {
 	s := p.enforcer.Status()
-	problems := s.Problems
-	if s.Dataplane == "" {
-		return nil, problems
+	r := policyReport{problems: s.Problems, inForce: s.InForce}
+	if s.Dataplane != "" {
+		r.status = &v1alpha1.NodePolicyStatus{
+			Dataplane: s.Dataplane, Endpoints: int32(s.Endpoints), ClosedEndpoints: int32(s.Closed), //nolint:gosec // few
+			Policies: int32(s.Policies), Sets: int32(s.Sets), //nolint:gosec // few
+		}
 	}
-	return &v1alpha1.NodePolicyStatus{
-		Dataplane: s.Dataplane, Endpoints: int32(s.Endpoints), ClosedEndpoints: int32(s.Closed), //nolint:gosec // few
-		Policies: int32(s.Policies), Sets: int32(s.Sets), //nolint:gosec // few
-	}, problems
+	return r
+}
+
+// policyReport is what the API is told of policy.
+type policyReport struct {
+	status   *v1alpha1.NodePolicyStatus // nil: nothing was enforced yet
+	problems []string
+	inForce  bool
+}
+
+// addTo tells it. A node whose policy is not in force is not ready.
+func (p policyReport) addTo(s *v1alpha1.NodeStatusStatus) {
+	s.Policy = p.status
+	s.Problems = slices.Concat(s.Problems, p.problems)
+	s.Problems = s.Problems[:min(len(s.Problems), maxProblems)]
+	for i, c := range s.Conditions {
+		if c.Type == v1alpha1.ConditionReady && c.Status == metav1.ConditionTrue && !p.inForce {
+			s.Conditions[i].Status, s.Conditions[i].Reason = metav1.ConditionFalse, "PolicyNotInForce"
+			s.Conditions[i].Message = "network policy is not in force: see problems"
+		}
+	}
 }

@@ -42,7 +42,7 @@ type reporter struct {
 	// reflector is what the node's route reflector says of itself.
 	reflector func() *v1alpha1.ReflectorStatus
 	// policy is what the enforcement of policy says of itself, with its problems.
-	policy func() (*v1alpha1.NodePolicyStatus, []string)
+	policy func() policyReport
 	latest atomic.Pointer[Report]
 	wake   chan struct{}
 	// reachable says whether the last request to the API server got an answer.
@@ -55,7 +55,7 @@ type reporter struct {
 	asked time.Time
 }
 
-func newReporter(c client.Client, node string, reflector func() *v1alpha1.ReflectorStatus, policy func() (*v1alpha1.NodePolicyStatus, []string), log *slog.Logger) *reporter {
+func newReporter(c client.Client, node string, reflector func() *v1alpha1.ReflectorStatus, policy func() policyReport, log *slog.Logger) *reporter {
 	return &reporter{client: c, node: node, reflector: reflector, policy: policy, log: log, wake: make(chan struct{}, 1)}
 }
 
@@ -118,10 +118,7 @@ func (r *reporter) writeStatus(ctx context.Context, report *Report) error {
 	}
 	want := report.nodeStatus(time.Now())
 	want.Reflector = r.reflector()
-	var problems []string
-	want.Policy, problems = r.policy()
-	want.Problems = slices.Concat(want.Problems, problems)
-	want.Problems = want.Problems[:min(len(want.Problems), maxProblems)]
+	r.policy().addTo(&want)
 	steady(want.Paths, r.known.Status.Paths)
 	conditions := slices.Clone(r.known.Status.Conditions)
 	for _, c := range append(want.Conditions, r.staleCondition(report)) {

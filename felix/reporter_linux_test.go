@@ -379,6 +379,6 @@ func TestReporterOutOfReach(t *testing.T) {
 	}
 }
 
-func noPolicy() (*v1alpha1.NodePolicyStatus, []string) { return nil, nil }
+func noPolicy() policyReport { return policyReport{inForce: true} }
 
 func noReflector() *v1alpha1.ReflectorStatus { return nil }

@@ -314,7 +314,7 @@ func (w *world) start() (stop func()) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	m, err := newMetrics(prometheus.NewRegistry(), "test", &w.latest, func() bool { return true })
+	m, err := newMetrics(prometheus.NewRegistry(), "test", &w.latest, func() bool { return true }, func() bool { return true })
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -21,6 +21,8 @@ type Status struct {
 	Policies, Sets int
 	// FromDisk says that the API server has not answered since the agent started.
 	FromDisk bool
+	// InForce says that the kernel obeys all that is known.
+	InForce bool
 	// Problems, for people: what is not in force, and what is refused or not obeyed.
 	Problems []string
 }
@@ -39,13 +41,13 @@ func (e *Enforcer) Status() Status {
 func (e *Enforcer) refreshStatus() bool {
 	s := Status{
 		Endpoints: len(e.state.Endpoints), Policies: len(e.state.Policies), Sets: len(e.state.Sets),
-		FromDisk: e.fromDisk && !e.opts.Feed.Synced(), Closed: e.closed, Problems: e.problems(),
+		InForce: e.begun && e.lastErr == nil, FromDisk: e.fromDisk && !e.opts.Feed.Synced(), Closed: e.closed, Problems: e.problems(),
 	}
 	if e.use != nil {
 		s.Dataplane = e.use.name
 	}
 	changed := s.Dataplane != e.status.Dataplane || s.Endpoints != e.status.Endpoints || s.Closed != e.status.Closed ||
-		s.Policies != e.status.Policies || s.Sets != e.status.Sets || s.FromDisk != e.status.FromDisk ||
+		s.Policies != e.status.Policies || s.Sets != e.status.Sets || s.FromDisk != e.status.FromDisk || s.InForce != e.status.InForce ||
 		!slices.Equal(s.Problems, e.status.Problems)
 	e.status = s
 	return changed
