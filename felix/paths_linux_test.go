@@ -3,6 +3,7 @@
 package felix
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -47,10 +48,13 @@ func TestProbesDecide(t *testing.T) {
 		}}}
 		w.prober.finds(lost)
 		w.sees(patience, true, "10.244.1.0/26 nhid "+group+" via 192.168.11.2 dev hel-vxlan", routesOfOurs...)
-		p := w.latest.Load().Paths[0]
-		if p.Method != v1alpha1.PathVXLAN || !strings.Contains(p.Reason, "not Native: probes lost 5/5") {
-			t.Errorf("path %s, reason %q", p.Method, p.Reason)
-		}
+		eventually(t, patience, func() string { // the report comes after the kernel
+			p := w.latest.Load().Paths[0]
+			if p.Method != v1alpha1.PathVXLAN || !strings.Contains(p.Reason, "not Native: probes lost 5/5") {
+				return fmt.Sprintf("path %s, reason %q", p.Method, p.Reason)
+			}
+			return ""
+		})
 		if !slices.Contains(w.told.lines, "b IPv4 VXLAN") {
 			t.Errorf("told %v", w.told.lines)
 		}
