@@ -4,7 +4,6 @@ package policy
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 )
 
@@ -104,28 +103,6 @@ func (a Addresses) Empty() bool { return len(a.Sets) == 0 && len(a.Nets) == 0 }
 // Equal says whether they are written alike.
 func (a Addresses) Equal(o Addresses) bool {
 	return slices.Equal(a.Sets, o.Sets) && slices.EqualFunc(a.Nets, o.Nets, Net.Equal)
-}
-
-// Net is a network without parts of it.
-type Net struct {
-	CIDR   netip.Prefix
-	Except []netip.Prefix // of the same family; they may overlap, and cover CIDR
-}
-
-// Contains says whether the address is in the network and in none of the exceptions.
-func (n Net) Contains(ip netip.Addr) bool {
-	return n.CIDR.Contains(ip) && !slices.ContainsFunc(n.Except, func(e netip.Prefix) bool { return e.Contains(ip) })
-}
-
-// Equal says whether two nets are written alike.
-func (n Net) Equal(o Net) bool { return n.CIDR == o.CIDR && slices.Equal(n.Except, o.Except) }
-
-// String is "10.0.0.0/8 except [10.1.0.0/16]".
-func (n Net) String() string {
-	if len(n.Except) == 0 {
-		return n.CIDR.String()
-	}
-	return fmt.Sprintf("%s except %s", n.CIDR, n.Except)
 }
 
 // Protocol is an IP protocol number. AnyProtocol is 0, so the hop-by-hop header, which is no

@@ -154,7 +154,7 @@ func (h *host) AddMembers(name string, members []policy.Member) error {
 		return err
 	}
 	for _, m := range members {
-		if m.Prefix.Bits() == 0 || familyOf(m.Prefix.Addr()) != h.sets[name].Family {
+		if m.Prefix.Bits() == 0 || policy.FamilyOf(m.Prefix.Addr()) != h.sets[name].Family {
 			return fmt.Errorf("no member of this set: %s", m)
 		}
 		h.sets[name].Members[m] = struct{}{}

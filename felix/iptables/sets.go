@@ -118,7 +118,7 @@ func (s *sets) rename(from, to string) {
 // network of all addresses, two halves.
 func (x *set) elements(m policy.Member) []policy.Member {
 	m.Prefix = m.Prefix.Masked()
-	if !m.Prefix.IsValid() || familyOf(m.Prefix.Addr()) != x.family || x.kind == policy.AddressPortSet && !looksUpPorts(m.Protocol) {
+	if !m.Prefix.IsValid() || policy.FamilyOf(m.Prefix.Addr()) != x.family || x.kind == policy.AddressPortSet && !looksUpPorts(m.Protocol) {
 		return nil
 	}
 	if x.kind == policy.AddressSet && m.Protocol != policy.AnyProtocol {
@@ -128,7 +128,7 @@ func (x *set) elements(m policy.Member) []policy.Member {
 		return []policy.Member{m}
 	}
 	low, high := m, m
-	low.Prefix, high.Prefix = halves(m.Prefix)
+	low.Prefix, high.Prefix = policy.Halves(m.Prefix)
 	return []policy.Member{low, high}
 }
 

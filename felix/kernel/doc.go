@@ -5,5 +5,6 @@
 //
 // Conn sends many requests in one datagram and asks for one acknowledgement, and reads dumps into one
 // buffer. It knows messages and attributes, but nothing about routes or nexthops: that is the
-// drivers' business.
+// drivers' business. Beside it stands what the two drivers of nf_tables share: the monitor of a table, and
+// networks as ranges.
 package kernel

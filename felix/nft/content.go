@@ -12,6 +12,7 @@ import (
 
 	"github.com/heliograph-dev/heliograph/felix/delta"
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 )
 
 // Names of the sets. Those of addresses come in two, for IPv4 and IPv6.
@@ -162,7 +163,7 @@ func merge(prefixes []netip.Prefix) []span {
 	var in []span
 	for _, p := range prefixes {
 		if p.IsValid() {
-			in = append(in, span{p.Masked().Addr(), lastOf(p)})
+			in = append(in, span{p.Masked().Addr(), kernel.LastAddr(p)})
 		}
 	}
 	slices.SortFunc(in, func(a, b span) int { return a.first.Compare(b.first) })
@@ -176,16 +177,6 @@ func merge(prefixes []netip.Prefix) []span {
 		}
 	}
 	return out
-}
-
-// lastOf is the last address of a prefix.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	last, _ := netip.AddrFromSlice(b)
-	return last
 }
 
 func padded(device string) string {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 )
 
 const (
@@ -242,7 +243,7 @@ func readRules() ([]string, error) {
 	var lines []string
 	next := map[string]int{}
 	for _, m := range msgs {
-		line, err := parseRule(m.Data[nfgenmsgLen:], next)
+		line, err := parseRule(m.Data[kernel.NfgenmsgLen:], next)
 		if err != nil {
 			return nil, err
 		}
@@ -284,49 +285,9 @@ func parseRule(b []byte, next map[string]int) (string, error) {
 	return ruleLine(chain, i, comment, exprs), nil
 }
 
-// nfgenmsgLen is the length of the header of every netfilter message: family, version, resource.
-const nfgenmsgLen = 4
-
 // Monitor calls poke whenever somebody else has changed our table, or may have, until ctx ends.
 func (k *Kernel) Monitor(ctx context.Context, poke func()) error {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return fmt.Errorf("open netlink socket: %w", err)
-	}
-	defer conn.Close() //nolint:errcheck // nothing was written
-	// kube-proxy and others may change thousands of elements at a time.
-	if err := conn.SetReadBuffer(8 << 20); err != nil {
-		return fmt.Errorf("set receive buffer: %w", err)
-	}
-	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
-		return fmt.Errorf("join nftables group: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	defer stop()
-	for {
-		msgs, err := conn.Receive()
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, syscall.ENOBUFS): // messages were lost: perhaps ours
-			poke()
-		case err != nil:
-			return fmt.Errorf("receive nftables events: %w", err)
-		case slices.ContainsFunc(msgs, func(m netlink.Message) bool { return m.Header.PID != k.port.Load() && aboutUs(m) }):
-			poke()
-		}
-	}
-}
-
-// aboutUs says whether an event is about our table. Its name is the first attribute of all of them.
-func aboutUs(m netlink.Message) bool {
-	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || m.Header.Type&0xff == unix.NFT_MSG_NEWGEN || len(m.Data) < nfgenmsgLen {
-		return false
-	}
-	attrs, err := netlink.UnmarshalAttributes(m.Data[nfgenmsgLen:])
-	return m.Data[0] == unix.NFPROTO_INET && err == nil && slices.ContainsFunc(attrs, func(a netlink.Attribute) bool {
-		return a.Type == unix.NFTA_TABLE_NAME && strings.TrimRight(string(a.Data), "\x00") == desired.NFTTable
-	})
+	return kernel.MonitorNFTables(ctx, desired.NFTTable, func(port uint32) bool { return port == k.port.Load() }, poke)
 }
 
 func (s setSpec) set(table *nftables.Table) *nftables.Set {

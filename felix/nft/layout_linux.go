@@ -3,6 +3,8 @@
 package nft
 
 import (
+	"net"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -127,7 +129,7 @@ func sourceRules() []rule {
 func hostRules() []rule {
 	const solicitation, advertisement = 135, 136
 	linkLocal := func() []expr.Any {
-		return join(ipv6(), saddr6(), mask(prefixMask(10, 16)), equals(append([]byte{0xfe, 0x80}, make([]byte, 14)...)...))
+		return join(ipv6(), saddr6(), mask(net.CIDRMask(10, 128)), equals(append([]byte{0xfe, 0x80}, make([]byte, 14)...)...))
 	}
 	return []rule{
 		{"tunnel", join(iifIn(setTunnels), verdict(expr.VerdictReturn))},
@@ -244,15 +246,6 @@ func jump(chain string) []expr.Any {
 }
 
 func drop() []expr.Any { return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}} }
-
-// prefixMask is a netmask of so many bits in so many bytes.
-func prefixMask(bits, size int) []byte {
-	m := make([]byte, size)
-	for i := range bits {
-		m[i/8] |= 0x80 >> (i % 8)
-	}
-	return m
-}
 
 // byteOrder is how nft shows the elements of a set: names are in host order, addresses are not.
 func byteOrder(s setSpec) binaryutil.ByteOrder {

@@ -5,7 +5,6 @@ package nftpolicy
 import (
 	"encoding/binary"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/heliograph-dev/heliograph/policy"
@@ -428,11 +427,4 @@ func familyIs(f policy.Family) Condition {
 		value = ipv6
 	}
 	return Condition{Field: Family, Op: Equal, Value: string([]byte{value})}
-}
-
-func familyOf(ip netip.Addr) policy.Family {
-	if ip.Is4() {
-		return policy.IPv4
-	}
-	return policy.IPv6
 }

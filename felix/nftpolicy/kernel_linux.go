@@ -8,13 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"syscall"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 )
 
 // sendBuffer is how large a transaction may be. Without CAP_NET_ADMIN on the host the kernel gives less.
@@ -180,42 +179,5 @@ func parseAnswer(b []byte) (sequence uint32, errno syscall.Errno, err error) {
 
 // Monitor calls poke whenever somebody else has changed our table, or may have, until ctx ends.
 func (k *Kernel) Monitor(ctx context.Context, poke func()) error {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return fmt.Errorf("open netlink socket: %w", err)
-	}
-	defer conn.Close() //nolint:errcheck // nothing was written
-	// kube-proxy and others may change thousands of elements at a time; and so do we.
-	if err := conn.SetReadBuffer(8 << 20); err != nil {
-		return fmt.Errorf("set receive buffer: %w", err)
-	}
-	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
-		return fmt.Errorf("join nftables group: %w", err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-	defer stop()
-	for {
-		msgs, err := conn.Receive()
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, syscall.ENOBUFS): // messages were lost
-			poke()
-		case err != nil:
-			return fmt.Errorf("receive nftables events: %w", err)
-		case slices.ContainsFunc(msgs, func(m netlink.Message) bool { return m.Header.PID != k.port && aboutUs(m) }):
-			poke()
-		}
-	}
-}
-
-// aboutUs says whether an event is about our table. Its name is the first attribute of all of them.
-func aboutUs(m netlink.Message) bool {
-	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || m.Header.Type&0xff == unix.NFT_MSG_NEWGEN || len(m.Data) < nfgenmsgLen {
-		return false
-	}
-	attrs, err := netlink.UnmarshalAttributes(m.Data[nfgenmsgLen:])
-	return m.Data[0] == unix.NFPROTO_INET && err == nil && slices.ContainsFunc(attrs, func(a netlink.Attribute) bool {
-		return a.Type == unix.NFTA_TABLE_NAME && strings.TrimRight(string(a.Data), "\x00") == desired.NFTPolicyTable
-	})
+	return kernel.MonitorNFTables(ctx, desired.NFTPolicyTable, func(port uint32) bool { return port == k.port }, poke)
 }

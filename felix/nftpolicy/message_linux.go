@@ -67,9 +67,6 @@ func (a *attributes) value(kind uint16, data string) {
 	a.nest(kind, func() { a.raw(unix.NFTA_DATA_VALUE, []byte(data)) })
 }
 
-// nfgenmsgLen is the length of the header of every netfilter message: family, version, resource.
-const nfgenmsgLen = 4
-
 // batch is the messages of one transaction.
 type batch struct {
 	attributes

@@ -82,35 +82,3 @@ func (n *nested) outermost(yield func(netip.Prefix) bool) {
 		}
 	}
 }
-
-// subtract calls visit with disjoint networks that together are p without the exceptions.
-func subtract(p netip.Prefix, excepts []netip.Prefix, visit func(netip.Prefix)) {
-	var inside []netip.Prefix
-	for _, e := range excepts {
-		switch {
-		case !e.Overlaps(p):
-		case e.Bits() <= p.Bits():
-			return
-		default:
-			inside = append(inside, e)
-		}
-	}
-	p = p.Masked()
-	if len(inside) == 0 {
-		visit(p)
-		return
-	}
-	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
-	subtract(low, inside, visit)
-	subtract(netip.PrefixFrom(lastOf(low).Next(), low.Bits()), inside, visit)
-}
-
-// lastOf is the last address of a network.
-func lastOf(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	last, _ := netip.AddrFromSlice(b)
-	return last
-}

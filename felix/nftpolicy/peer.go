@@ -4,6 +4,7 @@ package nftpolicy
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -84,7 +85,7 @@ func (m *matcher) outside(a policy.Addresses, e end) []alternative {
 func ofFamily(nets []policy.Net, f policy.Family) []policy.Net {
 	var out []policy.Net
 	for _, n := range nets {
-		if familyOf(n.CIDR.Addr()) == f {
+		if policy.FamilyOf(n.CIDR.Addr()) == f {
 			if out = append(out, n); len(out) > inlineNets {
 				return out // enough to know that they become a set
 			}
@@ -118,16 +119,7 @@ func inPrefix(p netip.Prefix, f Field, op Operator) (Condition, bool) {
 	p = p.Masked()
 	c := Condition{Field: f, Op: op, Value: string(p.Addr().AsSlice())}
 	if !p.IsSingleIP() {
-		c.Mask = string(netmask(p.Bits(), len(c.Value)))
+		c.Mask = string(net.CIDRMask(p.Bits(), 8*len(c.Value)))
 	}
 	return c, p.Bits() > 0
-}
-
-// netmask is a mask of so many bits in so many bytes.
-func netmask(bits, size int) []byte {
-	m := make([]byte, size)
-	for i := range bits {
-		m[i/8] |= 0x80 >> (i % 8)
-	}
-	return m
 }

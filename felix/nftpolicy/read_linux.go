@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -69,8 +70,8 @@ func (k *Kernel) dumpOnce(kind uint16, ask func(*batch), visit func(attrs []byte
 				return interrupted, nil
 			case kind == unix.NLMSG_ERROR && len(body) >= 4:
 				return false, syscall.Errno(-int32(binary.NativeEndian.Uint32(body)))
-			case len(body) >= nfgenmsgLen:
-				visit(body[nfgenmsgLen:])
+			case len(body) >= kernel.NfgenmsgLen:
+				visit(body[kernel.NfgenmsgLen:])
 			}
 			m = m[min((length+3)&^3, len(m)):]
 		}

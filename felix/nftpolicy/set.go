@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -65,7 +66,7 @@ func values(list []Element) iter.Seq[Element] { return slices.Values(list) }
 
 // rangeOf is a network as an element; suffix is what a tuple has behind the address.
 func rangeOf(p netip.Prefix, suffix string) Element {
-	return Element{Key: string(p.Addr().AsSlice()) + suffix, Last: string(lastOf(p).AsSlice()) + suffix}
+	return Element{Key: string(p.Addr().AsSlice()) + suffix, Last: string(kernel.LastAddr(p).AsSlice()) + suffix}
 }
 
 // newNetSet makes the set of a rule's networks.
@@ -88,13 +89,13 @@ func (s *setObject) update(l netList) {
 	old, list := trim(s.list, l.nets)
 	s.list = l.nets
 	for _, n := range old {
-		if familyOf(n.CIDR.Addr()) == l.family {
-			subtract(n.CIDR, n.Except, s.nets.remove)
+		if policy.FamilyOf(n.CIDR.Addr()) == l.family {
+			n.Parts(s.nets.remove)
 		}
 	}
 	for _, n := range list {
-		if familyOf(n.CIDR.Addr()) == l.family {
-			subtract(n.CIDR, n.Except, s.nets.add)
+		if policy.FamilyOf(n.CIDR.Addr()) == l.family {
+			n.Parts(s.nets.add)
 		}
 	}
 }
@@ -153,7 +154,7 @@ func families() [2]policy.Family { return [2]policy.Family{policy.IPv4, policy.I
 // usable says whether the kernel has a use for a member. One that names a port of what has no ports fulfils
 // no condition, and one without is no member of a set of tuples.
 func usable(m policy.Member, k policy.SetKind, f policy.Family) bool {
-	if familyOf(m.Prefix.Addr()) != f {
+	if policy.FamilyOf(m.Prefix.Addr()) != f {
 		return false
 	}
 	if k == policy.AddressPortSet {

@@ -55,8 +55,8 @@ func (d Difference) String() string {
 
 // match returns the first condition that differs; the zero Difference if none does.
 func (e *Evaluator) match(m *policy.Match, p Packet) Difference {
-	if m.Family != policy.AnyFamily && m.Family != familyOf(p.Dst) {
-		return Difference{FamilyCondition, m.Family.String(), familyOf(p.Dst).String()}
+	if m.Family != policy.AnyFamily && m.Family != policy.FamilyOf(p.Dst) {
+		return Difference{FamilyCondition, m.Family.String(), policy.FamilyOf(p.Dst).String()}
 	}
 	if want, ok := e.peer(m.Source, p.Src); !ok {
 		return Difference{SourceCondition, want, p.Src.String()}
@@ -75,13 +75,6 @@ func (e *Evaluator) match(m *policy.Match, p Packet) Difference {
 		}
 	}
 	return Difference{}
-}
-
-func familyOf(ip netip.Addr) policy.Family {
-	if ip.Is4() {
-		return policy.IPv4
-	}
-	return policy.IPv6
 }
 
 // peer returns what is wanted in vain.
