@@ -97,7 +97,7 @@ type schedule struct {
 	drift     trigger.Trigger // read back what somebody else disturbed
 	drifted   kernel.Kind
 	refreshed time.Time // when all of the kernel was last read back
-	retry     backoff
+	retry     trigger.Backoff
 }
 
 // loop is the one goroutine that decides and writes: facts in, kernel and BGP out, report last.
@@ -129,6 +129,7 @@ type loop struct {
 // nothing is written before.
 func (l *loop) run(ctx context.Context) error {
 	l.remote.Spacing, l.drift.Spacing = remoteSpacing, driftSpacing
+	l.retry.First, l.retry.Most = firstRetry, lastRetry
 	if err := l.awaitFacts(ctx); err != nil {
 		return err
 	}
@@ -207,7 +208,7 @@ func (l *loop) disturbed(kinds kernel.Kind) {
 // one when BGP has had long enough. They are points in time, so that no stream of other pokes can
 // put them off.
 func (l *loop) pokeDue(now time.Time) {
-	if l.retry.due(now) || l.adopted.due(now) || l.paths.due(now) {
+	if l.retry.Due(now) || l.adopted.due(now) || l.paths.due(now) {
 		l.remote.Poke()
 	}
 	if now.Sub(l.refreshed) >= l.refreshInterval() {
@@ -226,7 +227,7 @@ func (l *loop) idle(now time.Time) time.Duration {
 			d = min(d, wait)
 		}
 	}
-	for _, at := range []time.Time{l.retry.at, l.adopted.deadline(), l.paths.next} {
+	for _, at := range []time.Time{l.retry.At(), l.adopted.deadline(), l.paths.next} {
 		if at.After(now) { // otherwise the run is asked for already
 			d = min(d, at.Sub(now))
 		}
@@ -431,25 +432,8 @@ func (l *loop) noteTrouble(now time.Time) {
 	}
 	l.lastErr = err
 	if err == nil {
-		l.retry = backoff{}
+		l.retry.Succeeded()
 	} else {
-		l.retry.failed(now)
-	}
-}
-
-// backoff is when a failed run is tried again.
-type backoff struct {
-	wait time.Duration
-	at   time.Time // zero: nothing failed
-}
-
-func (b *backoff) due(now time.Time) bool { return !b.at.IsZero() && !now.Before(b.at) }
-
-// failed doubles the wait, but only if this was the retry: runs that others asked for meanwhile are
-// no reason to wait longer.
-func (b *backoff) failed(now time.Time) {
-	if b.at.IsZero() || b.due(now) {
-		b.wait = min(lastRetry, max(firstRetry, 2*b.wait))
-		b.at = now.Add(b.wait)
+		l.retry.Failed(now)
 	}
 }

@@ -50,30 +50,6 @@ func TestPathClock(t *testing.T) {
 	}
 }
 
-func TestBackoff(t *testing.T) {
-	var b backoff
-	now := time.Unix(1000, 0)
-	if b.due(now) {
-		t.Error("due without a failure")
-	}
-	b.failed(now)
-	first := b.at
-	b.failed(now.Add(time.Millisecond)) // a run that somebody else asked for
-	if b.at != first || b.at.Sub(now) != firstRetry {
-		t.Errorf("retry after %s, then after %s, want %s", first.Sub(now), b.at.Sub(now), firstRetry)
-	}
-	for range 20 {
-		now = b.at
-		if !b.due(now) {
-			t.Fatal("not due when it is time")
-		}
-		b.failed(now)
-	}
-	if b.at.Sub(now) != lastRetry {
-		t.Errorf("the wait grows to %s, want %s", b.at.Sub(now), lastRetry)
-	}
-}
-
 // Work may take long; silence may not.
 func TestHeart(t *testing.T) {
 	var h heart

@@ -28,6 +28,7 @@ import (
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/conntrack"
 	"github.com/heliograph-dev/heliograph/felix/feed"
+	"github.com/heliograph-dev/heliograph/felix/trigger"
 	"github.com/heliograph-dev/heliograph/policy"
 	"github.com/heliograph-dev/heliograph/policy/compile"
 )
@@ -101,8 +102,7 @@ type Enforcer struct {
 	workloads map[policy.EndpointID]compile.Workload
 	book      book
 	mistakes  []compile.Problem
-	retry     time.Duration
-	retryAt   time.Time
+	retry     trigger.Backoff
 	refreshed time.Time
 	fromDisk  bool
 	noted     bool // the journal holds all that the API server said
@@ -139,7 +139,7 @@ func New(o Options) (*Enforcer, error) {
 	e := &Enforcer{
 		opts: o, log: o.Log, metrics: m, compiler: compile.New(), nodes: newNodes(), workloads: map[policy.EndpointID]compile.Workload{},
 		book: book{pages: map[policy.PolicyID]*page{}}, state: policy.NewState(), force: map[string]standing{}, moved: make(chan struct{}),
-		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()), diary: newDiary(),
+		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()), diary: newDiary(), retry: trigger.Backoff{First: firstRetry, Most: lastRetry},
 	}
 	return e, o.Registerer.Register(collector{e})
 }
@@ -206,8 +206,8 @@ func (e *Enforcer) listen(ctx context.Context) {
 	now := time.Now()
 	e.opts.Heart.Beat(now)
 	wait := min(beat, e.refreshed.Add(e.opts.RefreshInterval()).Sub(now))
-	if !e.retryAt.IsZero() {
-		wait = min(wait, e.retryAt.Sub(now))
+	if at := e.retry.At(); !at.IsZero() {
+		wait = min(wait, at.Sub(now))
 	}
 	select {
 	case <-ctx.Done():

@@ -122,7 +122,7 @@ func (e *Enforcer) settle(err error, d policy.Delta, start time.Time) {
 		e.failed(err, now)
 		return
 	}
-	e.retry, e.retryAt = 0, time.Time{}
+	e.retry.Succeeded()
 	e.book.enforced(now, e.state, func(d time.Duration) { e.metrics.inForceSeconds.Observe(d.Seconds()) })
 	if !d.Empty() {
 		e.metrics.applySeconds.Observe(now.Sub(start).Seconds())
@@ -133,8 +133,7 @@ func (e *Enforcer) settle(err error, d policy.Delta, start time.Time) {
 
 // failed sets when to try again, and logs what is new.
 func (e *Enforcer) failed(err error, now time.Time) {
-	e.retry = min(lastRetry, max(firstRetry, 2*e.retry))
-	e.retryAt = now.Add(e.retry)
+	e.retry.Failed(now)
 	e.metrics.errors.Inc()
 	e.publish(fmt.Errorf("policy: %w", err))
 }

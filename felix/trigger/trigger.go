@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package trigger decides when work that was asked for is due: at once if there was none lately,
-// and otherwise a spacing after the last, so that a burst of pokes costs one run. It has no
-// goroutine and no clock of its own.
+// and otherwise a spacing after the last, so that a burst of pokes costs one run; and when what failed
+// is tried again. It has no goroutine and no clock of its own.
 package trigger
 
 import "time"
