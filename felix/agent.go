@@ -133,7 +133,7 @@ func (a *Agent) openAPI() error {
 // wire connects the parts.
 func (a *Agent) wire(ctx context.Context) error {
 	a.latest = &a.reporter.latest
-	m, err := newMetrics(a.registry, a.opts.Version, a.latest, a.reporter.reachable.Load, func() bool { return a.policy.status().inForce })
+	m, err := newMetrics(a.registry, a.opts.Version, a.latest, a.reporter.reachable.Load, func() bool { return a.policy.enforcer.Status().InForce })
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,10 @@ type policyPart struct {
 
 // openPolicy opens the copy on disk and the kernel. Nothing is written yet.
 func openPolicy(opts Options, log *slog.Logger) (*policyPart, error) {
-	p := &policyPart{feed: feed.New(), heart: &heart{name: "policy loop"}, iptables: map[iptables.Variant]*iptables.Kernel{}, pokes: make(chan struct{}, 1), choices: make(chan struct{}, 1), log: log}
+	p := &policyPart{
+		feed: feed.New(), heart: &heart{name: "policy loop"}, iptables: map[iptables.Variant]*iptables.Kernel{},
+		pokes: make(chan struct{}, 1), choices: make(chan struct{}, 1), log: log,
+	}
 	p.heart.Beat(time.Now())
 	var err error
 	if p.journal, err = feed.OpenJournal(filepath.Join(opts.StateDir, "policy.db"), watch.FeedTypes(), log); err != nil {
@@ -91,8 +94,8 @@ func (p *policyPart) wire(a *Agent) error {
 	var err error
 	p.enforcer, err = enforce.New(enforce.Options{
 		Feed: p.feed, Journal: p.journal, Pods: a.pods.manager.Attachments, PodPokes: a.pods.changed,
-		Choice: p.choice, Choices: p.choices, Dataplanes: p.dataplanes(), Disturbed: p.pokes, Flows: a.pods.tracked, NodeAddresses: p.nodeAddresses, RefreshInterval: a.refreshInterval,
-		Heart: p.heart, Changed: a.reporter.poke, Log: a.log, Registerer: a.registry,
+		Choice: p.choice, Choices: p.choices, Dataplanes: p.dataplanes(), Disturbed: p.pokes,
+		Flows: a.pods.tracked, NodeAddresses: p.nodeAddresses, RefreshInterval: a.refreshInterval, Heart: p.heart, Changed: a.reporter.poke, Log: a.log, Registerer: a.registry,
 	})
 	return err
 }

@@ -4,7 +4,6 @@ package enforce
 
 import (
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,38 +16,17 @@ import (
 )
 
 const (
-	// keptDenied is how many of the last logged packets are kept for who asks.
-	keptDenied = 256
 	// deniedPerSecond are the lines that go to the agent's log; the kernel bounds each rule by itself.
 	deniedPerSecond, deniedBurst = 10, 50
 	// causesEvery is how often, at most, the names of the rules are looked through.
 	causesEvery = time.Second
 )
 
-// Logged is a packet that a rule logged, or that was denied. Its form as JSON is what `policy denied -o json`
-// prints.
-type Logged struct {
-	Time   time.Time `json:"time"`
-	Action string    `json:"action"`
-	// Cause is the rule, tier or default that decided; empty if it is gone meanwhile.
-	Cause    string     `json:"cause"`
-	From     string     `json:"from,omitempty"` // the pod of this node that it came from
-	To       string     `json:"to,omitempty"`   // the pod of this node that it went to
-	Src      netip.Addr `json:"src"`
-	Dst      netip.Addr `json:"dst"`
-	Protocol string     `json:"protocol"`
-	SrcPort  uint16     `json:"srcPort,omitempty"`
-	DstPort  uint16     `json:"dstPort,omitempty"`
-	Type     uint8      `json:"type,omitempty"` // of ICMP
-	Code     uint8      `json:"code,omitempty"` // of ICMP
-}
-
-// diary keeps the last logged packets.
+// diary knows what the prefixes of logged packets stand for, and how many lines may be written.
 type diary struct {
 	limit *rate.Limiter
 
 	mu      sync.Mutex
-	kept    []Logged
 	causes  map[string]string // by log prefix
 	version uint64            // of the state that causes are of
 	read    time.Time
@@ -63,40 +41,18 @@ func (e *Enforcer) Heard(p nflog.Packet) {
 		return
 	}
 	action, _, _ := strings.Cut(rest, "/")
-	l := Logged{
-		Time: time.Now(), Action: action, Cause: e.cause(p.Prefix), Src: p.Src, Dst: p.Dst, Protocol: policy.Protocol(p.Protocol).String(),
-		SrcPort: p.SrcPort, DstPort: p.DstPort, Type: p.Type, Code: p.Code,
-	}
-	l.From, l.To = e.podAt(p.Src), e.podAt(p.Dst)
 	e.metrics.logged.WithLabelValues(action).Inc()
-	e.diary.keep(l)
 	if e.diary.limit.Allow() {
-		e.log.Info("packet logged by policy", "action", l.Action, "cause", l.Cause, "from", l.From, "to", l.To,
-			"src", l.Src, "dst", l.Dst, "protocol", l.Protocol, "port", strconv.Itoa(int(l.DstPort)))
+		e.log.Info("packet logged by policy", "action", action, "cause", e.cause(p.Prefix), "from", e.podAt(p.Src), "to", e.podAt(p.Dst),
+			"src", p.Src, "dst", p.Dst, "protocol", policy.Protocol(p.Protocol).String(), "port", strconv.Itoa(int(p.DstPort)))
 	}
-}
-
-func (d *diary) keep(l Logged) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(d.kept) == keptDenied {
-		d.kept = slices.Delete(d.kept, 0, 1)
-	}
-	d.kept = append(d.kept, l)
-}
-
-// Logged returns the last packets that were logged, the oldest first.
-func (e *Enforcer) Logged() []Logged {
-	e.diary.mu.Lock()
-	defer e.diary.mu.Unlock()
-	return append([]Logged{}, e.diary.kept...)
 }
 
 // podAt is the pod of this node that has the address.
 func (e *Enforcer) podAt(ip netip.Addr) string {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	if id, ok := e.byIP[ip]; ok {
+	if id, ok := e.force.byIP[ip]; ok {
 		return id.String()
 	}
 	return ""

@@ -115,9 +115,7 @@ type Enforcer struct {
 	mu      sync.RWMutex
 	state   *policy.State // written by the loop alone
 	version uint64        // of state
-	force   map[string]standing
-	closed  int // of force
-	byIP    map[netip.Addr]policy.EndpointID
+	force   force
 	stale   bool          // force is not what state says
 	moved   chan struct{} // closed, and made anew, with each change of force
 	lastErr error
@@ -125,9 +123,25 @@ type Enforcer struct {
 	status  Status
 }
 
-// standing is how far a pod's device is.
-type standing struct {
-	unknown bool // closed: the API has not shown the pod
+// force is what of the state others ask for while they wait, or look.
+type force struct {
+	unknown map[string]bool // by device, whether it is closed, since the API has not shown the pod
+	closed  int             // how many are
+	byIP    map[netip.Addr]policy.EndpointID
+}
+
+func newForce(s *policy.State) force {
+	f := force{unknown: make(map[string]bool, len(s.Endpoints)), byIP: make(map[netip.Addr]policy.EndpointID, 2*len(s.Endpoints))}
+	for _, ep := range s.Endpoints {
+		f.unknown[ep.Device] = ep.Unknown
+		if ep.Unknown {
+			f.closed++
+		}
+		for _, ip := range ep.IPs {
+			f.byIP[ip] = ep.ID
+		}
+	}
+	return f
 }
 
 // New makes an enforcer; Run starts it.
@@ -138,7 +152,7 @@ func New(o Options) (*Enforcer, error) {
 	}
 	e := &Enforcer{
 		opts: o, log: o.Log, metrics: m, compiler: compile.New(), nodes: newNodes(), workloads: map[policy.EndpointID]compile.Workload{},
-		book: book{pages: map[policy.PolicyID]*page{}}, state: policy.NewState(), force: map[string]standing{}, moved: make(chan struct{}),
+		book: book{pages: map[policy.PolicyID]*page{}}, state: policy.NewState(), moved: make(chan struct{}),
 		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()), diary: newDiary(), retry: trigger.Backoff{First: firstRetry, Most: lastRetry},
 	}
 	return e, o.Registerer.Register(collector{e})
@@ -201,8 +215,18 @@ func (e *Enforcer) awaitChoice(ctx context.Context) error {
 	return nil
 }
 
-// listen waits until somebody pokes, or something is due.
+// listen waits until somebody pokes, or something is due. What it is asked meanwhile needs no run.
 func (e *Enforcer) listen(ctx context.Context) {
+	for e.await(ctx) {
+	}
+	if now := time.Now(); now.Sub(e.refreshed) >= e.opts.RefreshInterval() {
+		e.refreshed = now
+		e.resync()
+	}
+}
+
+// await waits for one thing, and says whether to go on waiting.
+func (e *Enforcer) await(ctx context.Context) bool {
 	now := time.Now()
 	e.opts.Heart.Beat(now)
 	wait := min(beat, e.refreshed.Add(e.opts.RefreshInterval()).Sub(now))
@@ -216,15 +240,13 @@ func (e *Enforcer) listen(ctx context.Context) {
 	case <-e.opts.Choices:
 	case ask := <-e.asks:
 		ask()
+		return true
 	case <-e.opts.Disturbed:
 		e.log.Info("somebody changed our policy rules: repairing them")
 		e.resync()
 	case <-time.After(max(0, wait)):
-		if now := time.Now(); now.Sub(e.refreshed) >= e.opts.RefreshInterval() {
-			e.refreshed = now
-			e.resync()
-		}
 	}
+	return false
 }
 
 // resync has the next run read the kernel.

@@ -89,7 +89,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	if c.e.Ready() != nil {
 		return // the loop does not listen yet
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout) // a Collector is given none
 	defer cancel()
 	var counts map[policy.RuleID]policy.Count
 	var refused int

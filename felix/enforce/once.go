@@ -5,7 +5,6 @@ package enforce
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -143,7 +142,9 @@ func (e *Enforcer) publish(err error) {
 	e.mu.Lock()
 	if err == nil {
 		e.begun = true
-		e.refreshForce()
+		if e.stale {
+			e.force, e.stale = newForce(e.state), false
+		}
 	}
 	switch {
 	case err != nil && e.lastErr == nil:
@@ -158,25 +159,6 @@ func (e *Enforcer) publish(err error) {
 	e.mu.Unlock()
 	if changed {
 		e.opts.Changed()
-	}
-}
-
-// refreshForce notes which devices are in force. The lock is held.
-func (e *Enforcer) refreshForce() {
-	if !e.stale {
-		return
-	}
-	e.stale, e.closed = false, 0
-	e.force = make(map[string]standing, len(e.state.Endpoints))
-	e.byIP = make(map[netip.Addr]policy.EndpointID, 2*len(e.state.Endpoints))
-	for _, ep := range e.state.Endpoints {
-		e.force[ep.Device] = standing{unknown: ep.Unknown}
-		for _, ip := range ep.IPs {
-			e.byIP[ip] = ep.ID
-		}
-		if ep.Unknown {
-			e.closed++
-		}
 	}
 }
 

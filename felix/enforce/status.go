@@ -41,7 +41,7 @@ func (e *Enforcer) Status() Status {
 func (e *Enforcer) refreshStatus() bool {
 	s := Status{
 		Endpoints: len(e.state.Endpoints), Policies: len(e.state.Policies), Sets: len(e.state.Sets),
-		InForce: e.begun && e.lastErr == nil, FromDisk: e.fromDisk && !e.opts.Feed.Synced(), Closed: e.closed, Problems: e.problems(),
+		InForce: e.begun && e.lastErr == nil, FromDisk: e.fromDisk && !e.opts.Feed.Synced(), Closed: e.force.closed, Problems: e.problems(),
 	}
 	if e.use != nil {
 		s.Dataplane = e.use.name

@@ -34,13 +34,13 @@ func (e *Enforcer) InForce(ctx context.Context, device string) error {
 func (e *Enforcer) standing(device string) (moved <-chan struct{}, err error) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	s, ok := e.force[device]
+	unknown, ok := e.force.unknown[device]
 	switch {
 	case e.lastErr != nil:
 		err = e.lastErr
 	case !ok:
 		err = errNotYet
-	case s.unknown:
+	case unknown:
 		err = errUnknown
 	}
 	return e.moved, err
