@@ -4,6 +4,7 @@ package felix
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/heliograph-dev/heliograph/felix/enforce"
@@ -51,7 +52,7 @@ func (t otherVariant) Delete(ctx context.Context) error { return t.DeleteRules(c
 // hostVariant is which iptables the host uses. It is found out once: our own rules must not decide.
 func (p *policyPart) hostVariant() (iptables.Variant, error) {
 	if p.variant == iptables.Auto {
-		k, err := iptables.Open(iptables.Auto)
+		k, err := openKernel(iptables.Auto)
 		if err != nil {
 			return p.variant, err
 		}
@@ -61,9 +62,18 @@ func (p *policyPart) hostVariant() (iptables.Variant, error) {
 	return p.variant, nil
 }
 
+// openKernel tells a node without iptables, or without this variant of it, from one on which it fails.
+func openKernel(v iptables.Variant) (*iptables.Kernel, error) {
+	k, err := iptables.Open(v)
+	if errors.Is(err, iptables.ErrNoIPTables) {
+		return nil, fmt.Errorf("%w: %w", enforce.ErrMissing, err)
+	}
+	return k, err
+}
+
 func (p *policyPart) openIPTables(v iptables.Variant) (*iptables.Table, error) {
 	if p.iptables[v] == nil {
-		k, err := iptables.Open(v)
+		k, err := openKernel(v)
 		if err != nil {
 			return nil, fmt.Errorf("open iptables (%s): %w", v, err)
 		}

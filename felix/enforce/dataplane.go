@@ -4,6 +4,7 @@ package enforce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -16,6 +17,10 @@ const (
 	NFTables = "NFTables"
 	IPTables = "IPTables"
 )
+
+// ErrMissing is wrapped by what Open returns where the node does not have the dataplane's tools at all: nothing
+// can have been left by it.
+var ErrMissing = errors.New("this node does not have it")
 
 // Dataplane is a renderer that can be opened.
 type Dataplane struct {

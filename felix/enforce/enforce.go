@@ -264,7 +264,7 @@ func (e *Enforcer) Delete(ctx context.Context) error {
 		if err == nil {
 			err = r.Delete(ctx)
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, ErrMissing) {
 			errs = append(errs, fmt.Errorf("%s: %w", d.Name, err))
 		}
 	}

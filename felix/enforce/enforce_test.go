@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
@@ -485,6 +486,24 @@ func TestChangeOfDataplane(t *testing.T) {
 	})
 	if n.other.allows("10.244.9.9", "10.244.0.5") || !n.kernel.deleted {
 		t.Error("the new one is not in force, or the old one not gone")
+	}
+}
+
+// TestDelete: all dataplanes' rules go. One that the node does not have is no failure; one that cannot be
+// opened is.
+func TestDelete(t *testing.T) {
+	n := serving(t, lets("client", 1))
+	n.otherErr = fmt.Errorf("%w: no iptables in the path", ErrMissing)
+	if err := n.enforcer.Delete(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if !n.kernel.deleted {
+		t.Error("the rules in use are not deleted")
+	}
+	broken := errors.New("too many open files")
+	n.otherErr = broken
+	if err := n.enforcer.Delete(t.Context()); !errors.Is(err, broken) {
+		t.Errorf("Delete = %v, want %v", err, broken)
 	}
 }
 
