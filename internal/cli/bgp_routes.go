@@ -40,11 +40,7 @@ func newBGPRoutesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg, err := restConfig(kubeconfig)
-			if err != nil {
-				return err
-			}
-			c, err := clientFor(cfg)
+			cfg, c, err := connect(kubeconfig)
 			if err != nil {
 				return err
 			}

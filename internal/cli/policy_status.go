@@ -40,11 +40,7 @@ func newPolicyStatusCommand() *cobra.Command {
 				return err
 			}
 			query.Rules = output == "wide" || output == "json" || query.Name != ""
-			cfg, err := restConfig(kubeconfig)
-			if err != nil {
-				return err
-			}
-			c, err := clientFor(cfg)
+			cfg, c, err := connect(kubeconfig)
 			if err != nil {
 				return err
 			}

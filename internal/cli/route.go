@@ -42,11 +42,7 @@ func newRouteExplainCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg, err := restConfig(kubeconfig)
-			if err != nil {
-				return err
-			}
-			c, err := clientFor(cfg)
+			cfg, c, err := connect(kubeconfig)
 			if err != nil {
 				return err
 			}

@@ -52,14 +52,20 @@ func newStatusCommand() *cobra.Command {
 }
 
 func newClient(kubeconfig string) (client.Client, error) {
-	cfg, err := restConfig(kubeconfig)
-	if err != nil {
-		return nil, err
-	}
-	return clientFor(cfg)
+	_, c, err := connect(kubeconfig)
+	return c, err
 }
 
-// restConfig finds the API server as kubectl does.
+// connect finds the API server as kubectl does. Who also runs commands in pods needs its configuration.
+func connect(kubeconfig string) (*rest.Config, client.Client, error) {
+	cfg, err := restConfig(kubeconfig)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := clientFor(cfg)
+	return cfg, c, err
+}
+
 func restConfig(kubeconfig string) (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
@@ -80,17 +81,24 @@ func translateCluster(obj *policyv1alpha2.ClusterNetworkPolicy) translation {
 // it is about pods at all: such a policy selects none.
 func (r *reader) clusterSubject(s *policyv1alpha2.ClusterNetworkPolicySubject, path *field.Path) (sel selector, known bool) {
 	sel = selector{kinds: pods, own: true}
-	switch {
-	case s.Namespaces != nil:
-		sel.namespaces = r.selector(s.Namespaces, path.Child("namespaces"))
-	case s.Pods != nil:
-		sel.namespaces = r.selector(&s.Pods.NamespaceSelector, path.Child("pods", "namespaceSelector"))
-		sel.labels = r.selector(&s.Pods.PodSelector, path.Child("pods", "podSelector"))
-	default:
+	if known = r.clusterPods(&sel, s.Namespaces, s.Pods, path); !known {
 		r.errs = append(r.errs, field.Required(path, "neither namespaces nor pods are selected; the policy is obeyed nowhere"))
-		return sel, false
 	}
-	return sel, true
+	return sel, known
+}
+
+// clusterPods reads the two ways in which pods are selected, and says whether it is one of them.
+func (r *reader) clusterPods(sel *selector, namespaces *metav1.LabelSelector, pods *policyv1alpha2.NamespacedPod, path *field.Path) bool {
+	switch {
+	case namespaces != nil:
+		sel.namespaces = r.selector(namespaces, path.Child("namespaces"))
+	case pods != nil:
+		sel.namespaces = r.selector(&pods.NamespaceSelector, path.Child("pods", "namespaceSelector"))
+		sel.labels = r.selector(&pods.PodSelector, path.Child("pods", "podSelector"))
+	default:
+		return false
+	}
+	return true
 }
 
 func (t *translation) clusterIngress(r *reader, rules []policyv1alpha2.ClusterNetworkPolicyIngressRule, path *field.Path) []policy.Rule {
@@ -165,11 +173,7 @@ type clusterPeers struct {
 func (p *clusterPeers) add(peer policyv1alpha2.ClusterNetworkPolicyEgressPeer, path *field.Path) {
 	s := selector{kinds: pods}
 	switch {
-	case peer.Namespaces != nil:
-		s.namespaces = p.selector(peer.Namespaces, path.Child("namespaces"))
-	case peer.Pods != nil:
-		s.namespaces = p.selector(&peer.Pods.NamespaceSelector, path.Child("pods", "namespaceSelector"))
-		s.labels = p.selector(&peer.Pods.PodSelector, path.Child("pods", "podSelector"))
+	case p.clusterPods(&s, peer.Namespaces, peer.Pods, path):
 	case peer.Nodes != nil:
 		s.kinds, s.labels = nodes, p.selector(peer.Nodes, path.Child("nodes"))
 	case len(peer.Networks) > 0:

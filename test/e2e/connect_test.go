@@ -108,10 +108,9 @@ func (d *dialer) run(to netip.AddrPort) error {
 
 // begin sends a SYN.
 func begin(to netip.AddrPort) (dialing, error) {
-	family := unix.AF_INET
-	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(to.Port()), Addr: as4(to.Addr())}
-	if to.Addr().Is6() {
-		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()}
+	family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
+	if to.Addr().Is4() {
+		family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 	}
 	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -123,13 +122,6 @@ func begin(to netip.AddrPort) (dialing, error) {
 		return dialing{}, fmt.Errorf("connect to %s: %w", to, err)
 	}
 	return a, nil
-}
-
-func as4(a netip.Addr) [4]byte {
-	if a.Is4() {
-		return a.As4()
-	}
-	return [4]byte{}
 }
 
 // settle notes the attempts that came to an end, and returns the others. A connection is reset, not

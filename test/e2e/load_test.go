@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"regexp"
 	"strconv"
 	"sync"
@@ -106,10 +105,7 @@ func load(t *testing.T) {
 	apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+loadNamespace+"}\n")
 	t.Cleanup(func() {
 		kubectl(t, "-n", namespace, "delete", "networkpolicies", "-l", "load=true", "--wait=false")
-		out, err := exec.Command(labBinary(), "kubectl", "delete", "namespace", loadNamespace, "--wait=false").CombinedOutput()
-		if err != nil {
-			t.Errorf("delete the load: %v\n%s", err, out)
-		}
+		kubectl(t, "delete", "namespace", loadNamespace, "--wait=false")
 	})
 	pods := "/api/v1/namespaces/" + loadNamespace + "/pods"
 	start := time.Now()
