@@ -52,6 +52,9 @@ func (b *Book) Want(patterns []string) (forgotten []string) {
 	return forgotten
 }
 
+// WantsAny says whether one of the names is kept.
+func (b *Book) WantsAny(names []string) bool { return slices.ContainsFunc(names, b.wants) }
+
 func (b *Book) wants(name string) bool {
 	if b.exact[name] {
 		return true
@@ -176,11 +179,15 @@ func (b *Book) Record(name string) *Record {
 	return r
 }
 
-// Restore takes over what an earlier agent knew, whether it is wanted (yet) or not.
-func (b *Book) Restore(r *Record) {
+// Restore takes over what an earlier agent knew, whether it is wanted (yet) or not. That one may have heard
+// again since it wrote this down, so it ends only after minLife.
+func (b *Book) Restore(r *Record, now time.Time) {
 	known := make(map[netip.Addr]time.Time, len(r.Leases))
 	for _, l := range r.Leases {
 		known[l.IP] = l.End
+		if least := now.Add(minLife); l.End.Before(least) {
+			known[l.IP] = least
+		}
 	}
 	b.names[r.Name] = known
 }
