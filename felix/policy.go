@@ -13,8 +13,11 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/felix/dnsgate"
+	"github.com/heliograph-dev/heliograph/felix/domains"
 	"github.com/heliograph-dev/heliograph/felix/enforce"
 	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/iptables"
@@ -34,12 +37,20 @@ type policyPart struct {
 	links    *link.Kernel
 	iptables map[iptables.Variant]*iptables.Kernel // of the enforcer's goroutine
 	variant  iptables.Variant                      // Auto: not found out yet
+	names    *dnsgate.Kernel
+	learner  *domains.Learner
 	enforcer *enforce.Enforcer
 	heart    *heart
 	pokes    chan struct{} // somebody else changed our rules
-	chosen   atomic.Pointer[string]
+	chosen   atomic.Pointer[chosen]
 	choices  chan struct{} // chosen changed
 	log      *slog.Logger
+}
+
+// chosen is what the user chose for policy.
+type chosen struct {
+	dataplane  string
+	dnsServers []string
 }
 
 // openPolicy opens the copy on disk and the kernel. Nothing is written yet.
@@ -50,8 +61,13 @@ func openPolicy(opts Options, log *slog.Logger) (*policyPart, error) {
 	}
 	p.heart.Beat(time.Now())
 	var err error
-	if p.journal, err = feed.OpenJournal(filepath.Join(opts.StateDir, "policy.db"), watch.FeedTypes(), log); err != nil {
+	types := watch.FeedTypes()
+	types[domains.Records] = func() client.Object { return &domains.Record{} }
+	if p.journal, err = feed.OpenJournal(filepath.Join(opts.StateDir, "policy.db"), types, log); err != nil {
 		return nil, err
+	}
+	if p.names, err = dnsgate.Open(); err != nil {
+		return nil, fmt.Errorf("open nftables for answers of DNS: %w", err)
 	}
 	if p.kernel, err = nftpolicy.Open(); err != nil {
 		return nil, fmt.Errorf("open nftables for policy: %w", err)
@@ -70,9 +86,10 @@ func (a *Agent) refreshInterval() time.Duration {
 	return snapshot.DefaultRefreshInterval
 }
 
-// choose notes by which dataplane policy should be enforced.
-func (p *policyPart) choose(dataplane string) {
-	if old := p.chosen.Swap(&dataplane); old != nil && *old == dataplane {
+// choose notes by which dataplane policy should be enforced, and whom to believe about names.
+func (p *policyPart) choose(f snapshot.Felix) {
+	c := chosen{dataplane: f.Dataplane, dnsServers: f.DNSServers}
+	if old := p.chosen.Swap(&c); old != nil && old.dataplane == c.dataplane && slices.Equal(old.dnsServers, c.dnsServers) {
 		return
 	}
 	select {
@@ -81,12 +98,20 @@ func (p *policyPart) choose(dataplane string) {
 	}
 }
 
-// choice is that dataplane; empty as long as nobody knows.
-func (p *policyPart) choice() string {
+// dataplane is the one chosen; empty as long as nobody knows.
+func (p *policyPart) dataplane() string {
 	if c := p.chosen.Load(); c != nil {
-		return *c
+		return c.dataplane
 	}
 	return ""
+}
+
+// dnsServers are those that were chosen.
+func (p *policyPart) dnsServers() []string {
+	if c := p.chosen.Load(); c != nil {
+		return c.dnsServers
+	}
+	return nil
 }
 
 // wire connects it with the rest of the agent.
@@ -94,10 +119,42 @@ func (p *policyPart) wire(a *Agent) error {
 	var err error
 	p.enforcer, err = enforce.New(enforce.Options{
 		Feed: p.feed, Journal: p.journal, Pods: a.pods.manager.Attachments, PodPokes: a.pods.changed,
-		Choice: p.choice, Choices: p.choices, Dataplanes: p.dataplanes(), Disturbed: p.pokes,
+		Choice: p.dataplane, Choices: p.choices, Dataplanes: p.dataplanes(), Disturbed: p.pokes,
+		Names: enforce.Names{
+			Gate: dnsgate.New(p.names), Resolvers: p.dnsServers, Want: func(patterns []string) { p.learner.Want(patterns) },
+		},
 		Flows: a.pods.tracked, NodeAddresses: p.nodeAddresses, RefreshInterval: a.refreshInterval, Heart: p.heart, Changed: a.reporter.poke, Log: a.log, Registerer: a.registry,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	known, err := p.journal.LoadKind(domains.Records)
+	if err != nil {
+		// They are told again by whoever asks.
+		a.log.Warn("what names of domains stood for is forgotten", "error", err)
+	}
+	p.learner = domains.NewLearner(domains.Options{
+		Feed: p.feed, InForce: p.enforcer.Obeyed, Used: p.enforcer.Used, Log: a.log, Registerer: a.registry,
+	}, known)
+	return nil
+}
+
+// dnsRetry is how soon a listener that failed is tried again.
+const dnsRetry = 5 * time.Second
+
+// listenDNS hears the answers that the kernel holds. Without it they pass, and nothing new is learnt.
+func (p *policyPart) listenDNS(ctx context.Context) error {
+	for failed := false; ctx.Err() == nil; {
+		if err := dnsgate.Listen(ctx, p.learner.Heard); err != nil && !failed {
+			failed = true
+			p.log.Error("answers of DNS are not read: policy about names of domains learns no new address", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(dnsRetry):
+		}
+	}
+	return nil
 }
 
 // monitor pokes when somebody else changes our rules.

@@ -83,6 +83,7 @@ type Options struct {
 	// NodeAddresses are the node's own, whose packets to its pods always pass.
 	NodeAddresses   func() ([]netip.Addr, error)
 	RefreshInterval func() time.Duration
+	Names           Names
 	Heart           Heart
 	Changed         func() // Status changed
 	Log             *slog.Logger
@@ -98,6 +99,7 @@ type Enforcer struct {
 	// Of the loop's goroutine.
 	compiler  *compile.Compiler
 	nodes     *nodes
+	names     namesPart
 	use       *inUse // nil before the first run
 	workloads map[policy.EndpointID]compile.Workload
 	book      book
@@ -115,6 +117,8 @@ type Enforcer struct {
 	mu      sync.RWMutex
 	state   *policy.State // written by the loop alone
 	version uint64        // of state
+	started uint64        // runs
+	obeyed  uint64        // the last run of which the kernel obeys what it took
 	force   force
 	stale   bool          // force is not what state says
 	moved   chan struct{} // closed, and made anew, with each change of force
@@ -151,7 +155,7 @@ func New(o Options) (*Enforcer, error) {
 		return nil, err
 	}
 	e := &Enforcer{
-		opts: o, log: o.Log, metrics: m, compiler: compile.New(), nodes: newNodes(), workloads: map[policy.EndpointID]compile.Workload{},
+		opts: o, log: o.Log, metrics: m, compiler: compile.New(), nodes: newNodes(), names: namesPart{Names: o.Names}, workloads: map[policy.EndpointID]compile.Workload{},
 		book: book{pages: map[policy.PolicyID]*page{}}, state: policy.NewState(), moved: make(chan struct{}),
 		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()), diary: newDiary(), retry: trigger.Backoff{First: firstRetry, Most: lastRetry},
 	}
@@ -251,6 +255,7 @@ func (e *Enforcer) await(ctx context.Context) bool {
 
 // resync has the next run read the kernel.
 func (e *Enforcer) resync() {
+	e.names.Gate.QueueResync()
 	if e.use != nil {
 		e.use.QueueResync()
 	}

@@ -26,6 +26,7 @@ import (
 	"github.com/heliograph-dev/heliograph/cni"
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/conntrack"
+	"github.com/heliograph-dev/heliograph/felix/domains"
 	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/nflog"
 	"github.com/heliograph-dev/heliograph/felix/watch"
@@ -167,6 +168,8 @@ type node struct {
 	other    *fakeKernel // by the other dataplane
 	otherErr error
 	flows    *fakeFlows
+	gate     *fakeGate
+	learner  *domains.Learner
 	enforcer *Enforcer
 	registry *prometheus.Registry
 	pokes    chan struct{}
@@ -185,7 +188,7 @@ func (n *node) chosen() string {
 
 func newNode(t *testing.T) *node {
 	return &node{
-		t: t, dir: t.TempDir(), kernel: &fakeKernel{state: policy.NewState()}, other: &fakeKernel{state: policy.NewState()}, choice: Auto, log: &logBuffer{}, flows: &fakeFlows{}, pokes: make(chan struct{}, 1),
+		t: t, dir: t.TempDir(), kernel: &fakeKernel{state: policy.NewState()}, other: &fakeKernel{state: policy.NewState()}, choice: Auto, log: &logBuffer{}, flows: &fakeFlows{}, gate: &fakeGate{}, pokes: make(chan struct{}, 1),
 	}
 }
 
@@ -193,7 +196,7 @@ func newNode(t *testing.T) *node {
 func (n *node) start() (stop func()) {
 	n.t.Helper()
 	log := slog.New(slog.NewTextHandler(n.log, nil))
-	journal, err := feed.OpenJournal(filepath.Join(n.dir, "policy.db"), watch.FeedTypes(), log)
+	journal, err := feed.OpenJournal(filepath.Join(n.dir, "policy.db"), journalTypes(), log)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -205,14 +208,25 @@ func (n *node) start() (stop func()) {
 			{Name: NFTables, Open: func() (Renderer, error) { return n.kernel, nil }},
 			{Name: IPTables, Open: func() (Renderer, error) { return n.other, n.otherErr }},
 		},
-		NodeAddresses:   func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.168.0.1")}, nil },
-		Choice:          n.chosen,
+		NodeAddresses: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.168.0.1")}, nil },
+		Choice:        n.chosen,
+		Names: Names{
+			Gate: n.gate, Resolvers: func() []string { return []string{"k8s-service:kube-dns", "192.0.2.53"} },
+			Want: func(patterns []string) { n.learner.Want(patterns) },
+		},
 		RefreshInterval: func() time.Duration { return time.Minute },
 		Changed:         func() {},
 	})
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	known, err := journal.LoadKind(domains.Records)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.learner = domains.NewLearner(domains.Options{
+		Feed: n.feed, InForce: n.enforcer.Obeyed, Used: n.enforcer.Used, Log: log, Registerer: n.registry,
+	}, known)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {

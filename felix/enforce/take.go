@@ -9,6 +9,7 @@ import (
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/felix/domains"
 	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/policy"
@@ -43,6 +44,8 @@ func (e *Enforcer) take(c feed.Change) {
 		e.compiler.SetNetworkSet(o)
 	case *v1alpha1.GlobalNetworkSet:
 		e.compiler.SetGlobalNetworkSet(o)
+	case *domains.Record:
+		e.compiler.SetDomain(o.Name, o.Addresses())
 	case nil:
 		e.forget(c.Key)
 	}
@@ -77,5 +80,7 @@ func (e *Enforcer) forget(k feed.Key) {
 		e.compiler.RemoveNetworkSet(k.Namespace, k.Name)
 	case watch.GlobalNetworkSets:
 		e.compiler.RemoveGlobalNetworkSet(k.Name)
+	case domains.Records:
+		e.compiler.RemoveDomain(k.Name)
 	}
 }

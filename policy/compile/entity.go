@@ -21,10 +21,11 @@ const (
 	networkSets
 	nodes
 	endpointSlices
+	domains
 )
 
 // entity is what has labels to be selected by, and addresses to be found at: a pod of any node, a set of
-// networks, a node, a slice of a service's endpoints.
+// networks, a node, a slice of a service's endpoints, a name of a domain.
 type entity struct {
 	facts
 	key       entityKey
