@@ -78,7 +78,7 @@ func openNFTables() (Renderer, error) {
 }
 
 func openIPTables(v iptables.Variant) (Renderer, error) {
-	k, err := iptables.Open(v)
+	k, err := iptables.Open(v, iptables.NewRestores())
 	if err != nil {
 		return nil, err
 	}

@@ -48,8 +48,12 @@ func (e *Enforcer) enforce(ctx context.Context, delta policy.Delta) error {
 	if e.use == nil {
 		return changed
 	}
+	start := time.Now()
 	if err := e.use.Apply(ctx); err != nil {
 		return err
+	}
+	if e.reading {
+		e.readTook, e.reading = time.Since(start), false
 	}
 	if err := e.sweep(ctx); err != nil {
 		return err

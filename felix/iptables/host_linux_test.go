@@ -243,7 +243,7 @@ func TestMarksAndLogs(t *testing.T) {
 func TestIPSet(t *testing.T) {
 	need(t, NFT)
 	nettest.Run(t, func(t *testing.T) {
-		k, err := Open(Auto)
+		k, err := Open(Auto, NewRestores())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -310,7 +310,7 @@ func change(t *testing.T, k *Kernel, steps ...SetStep) {
 func TestStepsAreApart(t *testing.T) {
 	need(t, NFT)
 	nettest.Run(t, func(t *testing.T) {
-		k, err := Open(NFT)
+		k, err := Open(NFT, NewRestores())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -375,7 +375,7 @@ func TestDetect(t *testing.T) {
 // TestNoIPTables: a host without the commands is told so.
 func TestNoIPTables(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	if _, err := Open(Auto); !errors.Is(err, ErrNoIPTables) {
+	if _, err := Open(Auto, NewRestores()); !errors.Is(err, ErrNoIPTables) {
 		t.Errorf("got %v, want %v", err, ErrNoIPTables)
 	}
 }

@@ -199,5 +199,5 @@ func parseAnswer(b []byte) (sequence uint32, errno syscall.Errno, err error) {
 
 // Monitor calls poke whenever somebody else has changed our table, or may have, until ctx ends.
 func (k *Kernel) Monitor(ctx context.Context, poke func()) error {
-	return kernel.MonitorNFTables(ctx, desired.NFTPolicyTable, func(port uint32) bool { return port == k.port }, poke)
+	return kernel.MonitorNFTables(ctx, kernel.OfInetTable(desired.NFTPolicyTable), func(port uint32) bool { return port == k.port }, poke)
 }
