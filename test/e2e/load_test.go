@@ -12,20 +12,25 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 )
 
 var (
-	loadPolicies = flag.Int("load-policies", 0, "how many other policies there are while TestPolicyInForce measures")
-	loadPods     = flag.Int("load-pods", 0, "how many other pods there are, of no node, while TestPolicyInForce measures")
+	loadPolicies = flag.String("load-policies", "0", "how many other policies there are while TestPolicyInForce measures; several numbers, by comma, are several rows")
+	loadPods     = flag.String("load-pods", "0", "how many other pods there are, of no node, while TestPolicyInForce measures; several numbers as well")
 )
 
 const (
 	loadNamespace = "heliograph-load"
 	// loadLabels is how many different labels the pods of the load have, and so how large each policy's sets are.
 	loadLabels = 100
+
+	loadedPods     = "/api/v1/namespaces/" + loadNamespace + "/pods"
+	loadedPolicies = "/apis/networking.k8s.io/v1/namespaces/" + namespace + "/networkpolicies"
+	asJSON         = "application/json"
 )
 
 // api is the lab's API server, without a process for each request.
@@ -71,14 +76,104 @@ func (a *api) do(method, path, contentType, body string) error {
 	return err
 }
 
-// each calls f with 0 to n-1, some at a time.
-func each(t *testing.T, n int, f func(i int) error) {
+// burden is what else there is in the cluster while something is measured.
+type burden struct{ policies, pods int }
+
+// burdens returns each number of pods with each of policies, as asked for by flags.
+func burdens(t *testing.T) (out []burden) {
+	t.Helper()
+	for _, pods := range numbers(t, *loadPods) {
+		for _, policies := range numbers(t, *loadPolicies) {
+			out = append(out, burden{policies: policies, pods: pods})
+		}
+	}
+	return out
+}
+
+func numbers(t *testing.T, list string) (out []int) {
+	t.Helper()
+	for text := range strings.SplitSeq(list, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatalf("how much load: %v", err)
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// loader makes policies and pods. The pods have addresses, and no node; every policy selects one pod, of
+// node3, so that all of them are in force there, and lets in those of one label.
+type loader struct {
+	api  *api
+	have burden
+}
+
+func newLoader(t *testing.T) *loader {
+	t.Helper()
+	startPod(t, "loaded", "node3", "")
+	kubectl(t, "-n", namespace, "label", "--overwrite", "pod", "loaded", "loaded=true")
+	apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+loadNamespace+"}\n")
+	l := &loader{api: newAPI(t)}
+	t.Cleanup(func() {
+		l.dropPolicies(t)
+		if err := l.api.do(http.MethodDelete, loadedPods, asJSON, ""); err != nil {
+			t.Error(err)
+		}
+		kubectl(t, "delete", "namespace", loadNamespace, "--wait=false")
+	})
+	return l
+}
+
+// become makes what is missing, and waits until it is in force.
+func (l *loader) become(t *testing.T, b burden) {
+	t.Helper()
+	start := time.Now()
+	if b.policies < l.have.policies {
+		l.dropPolicies(t)
+	}
+	each(t, l.have.pods, b.pods, l.makePod)
+	each(t, l.have.policies, b.policies, l.makePolicy)
+	l.have = burden{policies: b.policies, pods: max(b.pods, l.have.pods)}
+	wantInForce(t, "node3", func(n int) bool { return n >= b.policies })
+	t.Logf("%d policies and %d pods after %s", b.policies, b.pods, time.Since(start).Round(time.Second))
+}
+
+func (l *loader) dropPolicies(t *testing.T) {
+	t.Helper()
+	if err := l.api.do(http.MethodDelete, loadedPolicies+"?labelSelector=load%3Dtrue", asJSON, ""); err != nil {
+		t.Error(err)
+	}
+	l.have.policies = 0
+	const tests = 10 // and more: what the test itself made
+	wantInForce(t, "node3", func(n int) bool { return n < tests })
+}
+
+func (l *loader) makePod(i int) error {
+	body := fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p%d","labels":{"tier":"t%d"}},"spec":{"schedulerName":"nobody","containers":[{"name":"c","image":"none"}]}}`, i, i%loadLabels)
+	if err := l.api.do(http.MethodPost, loadedPods, asJSON, body); err != nil {
+		return err
+	}
+	ip4 := fmt.Sprintf("100.%d.%d.%d", 64+i>>16, i>>8&255, i&255)
+	return l.api.do(http.MethodPatch, fmt.Sprintf("%s/p%d/status", loadedPods, i), "application/merge-patch+json",
+		fmt.Sprintf(`{"status":{"podIPs":[{"ip":%[1]q},{"ip":"fd00:100::%[2]x"}],"podIP":%[1]q}}`, ip4, i+1))
+}
+
+func (l *loader) makePolicy(i int) error {
+	return l.api.do(http.MethodPost, loadedPolicies, asJSON, fmt.Sprintf(
+		`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"load-%d","labels":{"load":"true"}},"spec":{"podSelector":{"matchLabels":{"loaded":"true"}},"policyTypes":["Ingress"],`+
+			`"ingress":[{"from":[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"%s"}},"podSelector":{"matchLabels":{"tier":"t%d"}}}],"ports":[{"port":%d}]}]}}`,
+		i, loadNamespace, i%loadLabels, 1000+i%30000))
+}
+
+// each calls f with the numbers from first to before end, some at a time.
+func each(t *testing.T, first, end int, f func(i int) error) {
 	t.Helper()
 	var working sync.WaitGroup
 	turn := make(chan struct{}, 8)
-	for i := range n {
+	for i := first; i < end; i++ {
+		turn <- struct{}{}
 		working.Go(func() {
-			turn <- struct{}{}
 			defer func() { <-turn }()
 			if err := f(i); err != nil {
 				t.Error(err)
@@ -91,59 +186,54 @@ func each(t *testing.T, n int, f func(i int) error) {
 	}
 }
 
-// load makes policies and pods, if any are asked for. The pods have addresses, and no node; every policy
-// selects one pod, of node3, so that all of them are in force there, and lets in those of one label.
-func load(t *testing.T) {
+// wantInForce waits until a node has as many policies in force as is wanted.
+func wantInForce(t *testing.T, node string, enough func(policies int) bool) {
 	t.Helper()
-	if *loadPolicies == 0 && *loadPods == 0 {
-		return
-	}
-	a := newAPI(t)
-	const json = "application/json"
-	startPod(t, "loaded", "node3", "")
-	kubectl(t, "-n", namespace, "label", "--overwrite", "pod", "loaded", "loaded=true")
-	apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: "+loadNamespace+"}\n")
-	t.Cleanup(func() {
-		kubectl(t, "-n", namespace, "delete", "networkpolicies", "-l", "load=true", "--wait=false")
-		kubectl(t, "delete", "namespace", loadNamespace, "--wait=false")
-	})
-	pods := "/api/v1/namespaces/" + loadNamespace + "/pods"
-	start := time.Now()
-	each(t, *loadPods, func(i int) error {
-		body := fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p%d","labels":{"tier":"t%d"}},"spec":{"schedulerName":"nobody","containers":[{"name":"c","image":"none"}]}}`, i, i%loadLabels)
-		if err := a.do(http.MethodPost, pods, json, body); err != nil {
+	eventually(t, 3*time.Minute, func() error {
+		out, err := try("kubectl", "get", "nodestatus", node, "-o", "jsonpath={.status.policy.policies}")
+		if err != nil {
 			return err
 		}
-		return a.do(http.MethodPatch, fmt.Sprintf("%s/p%d/status", pods, i), "application/merge-patch+json",
-			fmt.Sprintf(`{"status":{"podIPs":[{"ip":"100.64.%d.%d"},{"ip":"fd00:100::%x"}],"podIP":"100.64.%d.%d"}}`, i>>8, i&255, i+1, i>>8, i&255))
-	})
-	each(t, *loadPolicies, func(i int) error {
-		return a.do(http.MethodPost, "/apis/networking.k8s.io/v1/namespaces/"+namespace+"/networkpolicies", json, fmt.Sprintf(
-			`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"load-%d","labels":{"load":"true"}},"spec":{"podSelector":{"matchLabels":{"loaded":"true"}},"policyTypes":["Ingress"],`+
-				`"ingress":[{"from":[{"namespaceSelector":{"matchLabels":{"kubernetes.io/metadata.name":"%s"}},"podSelector":{"matchLabels":{"tier":"t%d"}}}],"ports":[{"port":%d}]}]}}`,
-			i, loadNamespace, i%loadLabels, 1000+i%30000))
-	})
-	t.Logf("%d policies and %d pods made in %s", *loadPolicies, *loadPods, time.Since(start).Round(time.Second))
-	eventually(t, 2*time.Minute, func() error {
-		out, err := try("kubectl", "get", "nodestatus", "node3", "-o", "jsonpath={.status.policy.policies}")
-		if n, convErr := strconv.Atoi(out); err == nil && (convErr != nil || n < *loadPolicies) {
-			err = fmt.Errorf("node3 has %q policies in force", out)
+		n := 0
+		if out != "" {
+			if n, err = strconv.Atoi(out); err != nil {
+				return err
+			}
 		}
-		return err
+		if !enough(n) {
+			return fmt.Errorf("%s has %d policies in force", node, n)
+		}
+		return nil
 	})
 }
 
-// agentCPU is how much CPU time the agent of a node has used.
-func agentCPU(t *testing.T, node string) time.Duration {
+// agentUse is what the agent of a node has used.
+type agentUse struct {
+	cpu time.Duration
+	rss float64 // bytes
+	at  time.Time
+}
+
+func useOf(t *testing.T, node string) agentUse {
 	t.Helper()
 	out := lab(t, "exec", node, "curl", "-sS", "-m", "10", "http://127.0.0.1:9810/metrics")
-	m := regexp.MustCompile(`(?m)^process_cpu_seconds_total (\S+)$`).FindStringSubmatch(out)
-	if m == nil {
-		t.Fatal("the agent tells no process_cpu_seconds_total")
+	value := func(name string) (v float64) {
+		m := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindStringSubmatch(out)
+		if m == nil {
+			t.Fatalf("the agent tells no %s", name)
+		}
+		if _, err := fmt.Sscan(m[1], &v); err != nil {
+			t.Fatal(err)
+		}
+		return v
 	}
-	var seconds float64
-	if _, err := fmt.Sscan(m[1], &seconds); err != nil {
-		t.Fatal(err)
+	return agentUse{
+		cpu: time.Duration(value("process_cpu_seconds_total") * float64(time.Second)),
+		rss: value("process_resident_memory_bytes"), at: time.Now(),
 	}
-	return time.Duration(seconds * float64(time.Second))
+}
+
+// rate is which part of a core was used since.
+func (u agentUse) rate(since agentUse) float64 {
+	return float64(u.cpu-since.cpu) / float64(u.at.Sub(since.at))
 }

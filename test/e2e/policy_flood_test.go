@@ -3,12 +3,15 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 )
+
+var floodLoad = flag.Int("flood-policies", 1000, "how many policies TestPolicyFlood loads, and drops")
 
 // floodPolicies let friends reach the pod rack2, and nobody else; and let pods of the churn reach nobody.
 const floodPolicies = `
@@ -85,7 +88,8 @@ func (f *flood) check(t *testing.T) {
 	}
 }
 
-// TestPolicyFlood floods a pod while agents are killed, the dataplane changes, and pods come and go.
+// TestPolicyFlood floods a pod while agents are killed, the dataplane changes, policies are loaded by the
+// thousand, and pods come and go.
 func TestPolicyFlood(t *testing.T) {
 	t.Run("agents killed", func(t *testing.T) {
 		f := startFlood(t)
@@ -106,6 +110,13 @@ func TestPolicyFlood(t *testing.T) {
 			apply(t, fmt.Sprintf("apiVersion: heliograph.dev/v1alpha1\nkind: FelixConfiguration\nmetadata: {name: default}\nspec: {dataplane: %s}\n", dataplane))
 			wantDataplane(t, dataplane)
 		}
+		f.check(t)
+	})
+	t.Run("policies by the thousand", func(t *testing.T) {
+		f := startFlood(t)
+		l := newLoader(t)
+		l.become(t, burden{policies: *floodLoad})
+		l.dropPolicies(t)
 		f.check(t)
 	})
 	t.Run("pods come and go", func(t *testing.T) {
