@@ -80,10 +80,10 @@ func eventOf(m netlink.Message) (NFTEvent, bool) {
 		chain = unix.NFTA_CHAIN_NAME
 	}
 	for typ, v := range Attributes(m.Data[NfgenmsgLen:]) {
-		switch {
-		case typ == unix.NFTA_TABLE_NAME:
+		switch typ {
+		case unix.NFTA_TABLE_NAME:
 			e.Table = String(v)
-		case typ == chain:
+		case chain:
 			e.Chain = String(v)
 		}
 	}

@@ -89,7 +89,7 @@ const (
 	// tail is the magic and the packet's id, with which each of our packets ends.
 	tail = 8
 
-	tcpSYN, tcpACK = 0x02, 0x10
+	tcpSYN, tcpPSH, tcpACK = 0x02, 0x08, 0x10
 )
 
 // marshal returns the packet from its IP header on, with right checksums: conntrack looks at them.
@@ -128,7 +128,7 @@ func (p Packet) transport(id uint32, end []byte) []byte {
 	case policy.TCP:
 		flags := byte(tcpSYN)
 		if p.MidStream {
-			flags = tcpACK
+			flags = tcpACK | tcpPSH*byte(id&1) // every other one as with data
 		}
 		h := append(ports, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, flags, 0xff, 0xff, 0, 0, 0, 0)
 		return p.sum(append(h, end...), 16)
