@@ -39,6 +39,7 @@ type policyPart struct {
 	variant  iptables.Variant                      // Auto: not found out yet
 	names    *dnsgate.Kernel
 	learner  *domains.Learner
+	restores *iptables.Restores
 	enforcer *enforce.Enforcer
 	heart    *heart
 	pokes    chan struct{} // somebody else changed our rules
@@ -57,7 +58,7 @@ type chosen struct {
 func openPolicy(opts Options, log *slog.Logger) (*policyPart, error) {
 	p := &policyPart{
 		feed: feed.New(), heart: &heart{name: "policy loop"}, iptables: map[iptables.Variant]*iptables.Kernel{},
-		pokes: make(chan struct{}, 1), choices: make(chan struct{}, 1), log: log,
+		restores: iptables.NewRestores(), pokes: make(chan struct{}, 1), choices: make(chan struct{}, 1), log: log,
 	}
 	p.heart.Beat(time.Now())
 	var err error
@@ -158,13 +159,18 @@ func (p *policyPart) listenDNS(ctx context.Context) error {
 }
 
 // monitor pokes when somebody else changes our rules.
-func (p *policyPart) monitor(ctx context.Context) error {
-	return p.kernel.Monitor(ctx, func() {
-		select {
-		case p.pokes <- struct{}{}:
-		default:
-		}
-	})
+func (p *policyPart) monitor(ctx context.Context) error { return p.kernel.Monitor(ctx, p.disturbed) }
+
+// monitorIPTables does so for iptables-nft.
+func (p *policyPart) monitorIPTables(ctx context.Context) error {
+	return p.restores.Monitor(ctx, p.disturbed)
+}
+
+func (p *policyPart) disturbed() {
+	select {
+	case p.pokes <- struct{}{}:
+	default:
+	}
 }
 
 // listen hears of packets that policy logs. Without it everything else goes on.

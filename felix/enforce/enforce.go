@@ -42,6 +42,10 @@ const (
 	// firstRetry to lastRetry: when a failed Apply is tried again.
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 10 * time.Second
+	// pollInterval is how often rules are read of which nobody tells the changes, pollShare what that may
+	// cost, as a part of the time.
+	pollInterval = 10 * time.Second
+	pollShare    = 100
 )
 
 // Renderer makes a policy.State true in the kernel: docs/design/0004-policy.md.
@@ -106,6 +110,8 @@ type Enforcer struct {
 	mistakes  []compile.Problem
 	retry     trigger.Backoff
 	refreshed time.Time
+	reading   bool          // the next run reads the kernel
+	readTook  time.Duration // the last such run
 	fromDisk  bool
 	noted     bool // the journal holds all that the API server said
 
@@ -223,7 +229,7 @@ func (e *Enforcer) awaitChoice(ctx context.Context) error {
 func (e *Enforcer) listen(ctx context.Context) {
 	for e.await(ctx) {
 	}
-	if now := time.Now(); now.Sub(e.refreshed) >= e.opts.RefreshInterval() {
+	if now := time.Now(); now.Sub(e.refreshed) >= e.refreshInterval() {
 		e.refreshed = now
 		e.resync()
 	}
@@ -233,7 +239,7 @@ func (e *Enforcer) listen(ctx context.Context) {
 func (e *Enforcer) await(ctx context.Context) bool {
 	now := time.Now()
 	e.opts.Heart.Beat(now)
-	wait := min(beat, e.refreshed.Add(e.opts.RefreshInterval()).Sub(now))
+	wait := min(beat, e.refreshed.Add(e.refreshInterval()).Sub(now))
 	if at := e.retry.At(); !at.IsZero() {
 		wait = min(wait, at.Sub(now))
 	}
@@ -258,7 +264,17 @@ func (e *Enforcer) resync() {
 	e.names.Gate.QueueResync()
 	if e.use != nil {
 		e.use.QueueResync()
+		e.reading = true
 	}
+}
+
+// refreshInterval is how long after one reading of the kernel the next is due.
+func (e *Enforcer) refreshInterval() time.Duration {
+	interval := e.opts.RefreshInterval()
+	if e.use != nil && e.use.polled {
+		return min(interval, max(pollInterval, pollShare*e.readTook))
+	}
+	return interval
 }
 
 // Delete takes all that was written out of the kernel, of every dataplane. For uninstalling, after Run.

@@ -581,3 +581,24 @@ func text(err error) string {
 	}
 	return err.Error()
 }
+
+// TestRefreshInterval: where nobody tells of changes they are looked for, as often as that is cheap.
+func TestRefreshInterval(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		use      *inUse
+		readTook time.Duration
+		want     time.Duration
+	}{
+		{"nothing in use", nil, 0, 90 * time.Second},
+		{"changes are told", &inUse{}, time.Second, 90 * time.Second},
+		{"a quick look", &inUse{polled: true}, 20 * time.Millisecond, pollInterval},
+		{"a slow look", &inUse{polled: true}, 300 * time.Millisecond, 30 * time.Second},
+		{"a very slow one", &inUse{polled: true}, 5 * time.Second, 90 * time.Second},
+	} {
+		e := &Enforcer{opts: Options{RefreshInterval: func() time.Duration { return 90 * time.Second }}, use: tt.use, readTook: tt.readTook}
+		if got := e.refreshInterval(); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}

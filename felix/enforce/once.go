@@ -59,8 +59,12 @@ func (e *Enforcer) enforce(ctx context.Context, delta policy.Delta) error {
 	if err := e.applyNames(ctx, delta); err != nil {
 		return err
 	}
+	start := time.Now()
 	if err := e.use.Apply(ctx); err != nil {
 		return err
+	}
+	if e.reading {
+		e.readTook, e.reading = time.Since(start), false
 	}
 	if err := e.sweep(ctx); err != nil {
 		return err

@@ -139,7 +139,7 @@ func (e *Evaluator) port(ports policy.Ports, protocol policy.Protocol, ip netip.
 	}
 	return slices.ContainsFunc(ports.Named, func(id policy.SetID) bool {
 		s := e.state.Sets[id]
-		return s != nil && contains(s, ip, protocol, port)
+		return s != nil && e.contains(s, ip, protocol, port)
 	})
 }
 
