@@ -51,8 +51,8 @@ func TestHeldUntilHeard(t *testing.T) {
 					answer := ask(t, network, trusted[family], "example.com.")
 					wantHeard(t, heard)
 					select {
-					case <-answer:
-						t.Error("the pod has the answer before it was read")
+					case err := <-answer:
+						t.Errorf("the pod has the answer before it was read: %v", err)
 					case <-time.After(patience / 5):
 					}
 					pass <- struct{}{}
@@ -306,7 +306,7 @@ func ask(t *testing.T, network string, resolver netip.Addr, name string) <-chan 
 		}
 		_, err = c.Write(question)
 		go func() {
-			defer c.Close() //nolint:errcheck // read from
+			defer c.Close()
 			if err == nil {
 				_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
 				_, err = c.Read(make([]byte, 1024))

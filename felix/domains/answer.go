@@ -5,6 +5,7 @@
 package domains
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"time"
@@ -65,7 +66,7 @@ type records struct {
 func (r *records) read(p *dnsmessage.Parser) bool {
 	for range maxRecords {
 		h, err := p.AnswerHeader()
-		if err == dnsmessage.ErrSectionDone {
+		if errors.Is(err, dnsmessage.ErrSectionDone) {
 			return true
 		}
 		if err != nil || r.add(h, p) != nil {

@@ -49,6 +49,38 @@ func TestRestartsHaveNoGap(t *testing.T) {
 	})
 }
 
+// TestDeletionHasNoGap: while the table comes and goes, as with a change of the dataplane, what it lets through is
+// not lost. A packet that is on its way must not find rules whose maps are empty already.
+func TestDeletionHasNoGap(t *testing.T) {
+	rounds := 300
+	if testing.Short() {
+		rounds = 30
+	}
+	nettest.Run(t, func(t *testing.T) {
+		l, k := policytest.NewLab(t), open(t)
+		b := newBuilder()
+		for i := range l.Pods {
+			e := l.Endpoint(i)
+			b.Endpoints[e.ID] = e
+		}
+		var allowed []policytest.Packet
+		for _, f := range []policy.Family{policy.IPv4, policy.IPv6} {
+			for i := range 3 {
+				allowed = append(allowed, l.Packet(policytest.End(i), policytest.End(i+1), f, policy.UDP, 80), l.Packet(policytest.End(i+1), policytest.End(i), f, policy.TCP, 80))
+			}
+		}
+		flood := l.Flood(allowed, nil)
+		for range rounds {
+			table := New(k, quiet())
+			apply(t, table, b.State)
+			if err := table.Delete(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		flood.Stop()
+	})
+}
+
 // TestLogs: what a rule denies is told to the group, with its prefix.
 func TestLogs(t *testing.T) {
 	nettest.Run(t, func(t *testing.T) {

@@ -232,8 +232,16 @@ func (t *Table) Counters(context.Context) (map[policy.RuleID]policy.Count, error
 
 // Delete deletes the table, for an uninstall or another renderer; one that is gone already is a success.
 func (t *Table) Delete(context.Context) error {
-	if err := t.handle.Commit(Transaction{Delete: true}); err != nil && !errors.Is(err, syscall.ENOENT) {
-		return fmt.Errorf("delete nft table inet %s: %w", desired.NFTPolicyTable, err)
+	var flush []Op
+	for _, c := range baseChains() {
+		flush = append(flush, Op{Kind: FlushChain, Chain: Chain{Name: c.Name}})
+	}
+	// A packet that is on its way meets the rules of when it came, and the maps of now: if both went at once, it
+	// would find its device in no map, and be dropped. So no packet meets rules any more when the maps go.
+	for _, tx := range []Transaction{{Ops: flush}, {Delete: true}} {
+		if err := t.handle.Commit(tx); err != nil && !errors.Is(err, syscall.ENOENT) {
+			return fmt.Errorf("delete nft table inet %s: %w", desired.NFTPolicyTable, err)
+		}
 	}
 	t.stale = true
 	t.log.Info("nft policy table deleted")
