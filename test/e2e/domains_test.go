@@ -89,7 +89,7 @@ func TestDomainNames(t *testing.T) {
 	eventually(t, 10*time.Second, func() error { return reaches(client, unwanted) })
 	eventually(t, 10*time.Second, func() error {
 		if out, err := try("exec", client.node, "nft", "list", "tables"); err != nil || strings.Contains(out, "heliograph-dns") {
-			return fmt.Errorf("the table of DNS is left: %v\n%s", err, out)
+			return fmt.Errorf("the table of DNS is left (%w)\n%s", err, out)
 		}
 		return nil
 	})
