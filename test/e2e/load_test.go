@@ -117,9 +117,6 @@ func newLoader(t *testing.T) *loader {
 	l := &loader{api: newAPI(t)}
 	t.Cleanup(func() {
 		l.dropPolicies(t)
-		if err := l.api.do(http.MethodDelete, loadedPods, asJSON, ""); err != nil {
-			t.Error(err)
-		}
 		kubectl(t, "delete", "namespace", loadNamespace, "--wait=false")
 	})
 	return l
