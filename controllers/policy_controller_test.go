@@ -127,11 +127,11 @@ func testClusterPolicies(t *testing.T, s *suite) {
 	}}
 	names := good.DeepCopy()
 	names.Name = "names"
-	names.Spec.Egress[0].Action = policyv1alpha2.ClusterNetworkPolicyRuleActionAccept
+	names.Spec.Egress[0].Action = policyv1alpha2.ClusterNetworkPolicyRuleActionDeny
 	names.Spec.Egress[0].To = []policyv1alpha2.ClusterNetworkPolicyEgressPeer{{DomainNames: []policyv1alpha2.DomainName{"example.com"}}}
 	s.create(t, good, names)
 	s.wantReady(t, good, "True Accepted: in force; ClusterNetworkPolicy names has the order 7 too, so that names decide which is asked first")
-	s.wantReady(t, names, "False Invalid: spec.egress[0].to[0].domainNames: Forbidden: names of domains are not served, and the rule matches nothing; "+
+	s.wantReady(t, names, "False Invalid: spec.egress[0].to[0].domainNames: Forbidden: only rules that accept have names of domains: what DNS has not told (yet) would not match; "+
 		"an Accept rule that is not understood matches nothing, any other denies everything")
 	s.wantEvent(t, "ClusterNetworkPolicy", "names", "Warning Invalid")
 }
