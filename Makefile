@@ -113,7 +113,7 @@ test-vm: ## The kernel drivers' tests on a second kernel, Debian's, in QEMU
 	@hack/vm/build.sh
 	HELIOGRAPH_NO_SKIP=1 $(GO) test -short -p 1 -timeout 20m -exec $(CURDIR)/hack/vm/run $(VM_PACKAGES)
 
-VM_PACKAGES := ./felix/link ./felix/address ./felix/neigh ./felix/nexthop ./felix/route ./felix/rule ./felix/nft ./felix/nftpolicy ./felix/sysctl \
+VM_PACKAGES := ./felix/link ./felix/address ./felix/neigh ./felix/nexthop ./felix/route ./felix/rule ./felix/nft ./felix/nftpolicy ./felix/dnsgate ./felix/sysctl \
 	./felix/conntrack ./felix/capability ./felix/explain ./felix/agenttest
 
 .PHONY: test-interop
