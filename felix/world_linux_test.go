@@ -3,7 +3,6 @@
 package felix
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -28,6 +27,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/probe"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
+	"github.com/heliograph-dev/heliograph/internal/logtest"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
 )
 
@@ -420,22 +420,7 @@ func (w *world) device(name string) {
 }
 
 // logBuffer keeps what was logged.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
+type logBuffer struct{ logtest.Buffer }
 
 func (b *logBuffer) count(text string) int { return strings.Count(b.String(), text) }
 

@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"sync"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -26,6 +26,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 	"github.com/heliograph-dev/heliograph/felix/watch"
+	"github.com/heliograph-dev/heliograph/internal/logtest"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
 )
 
@@ -163,32 +164,18 @@ func (p *process) stop(signal syscall.Signal) {
 }
 
 // log is what a process wrote so far.
-type log struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (l *log) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(b)
-}
+type log struct{ logtest.Buffer }
 
 // lacks says what the process has not written yet, if so.
 func (l *log) lacks(text string) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !bytes.Contains(l.buf.Bytes(), []byte(text)) {
+	if !strings.Contains(l.String(), text) {
 		return "it has not written " + text
 	}
 	return ""
 }
 
 func (l *log) tail(n int) string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	s := l.buf.String()
+	s := l.String()
 	return s[max(0, len(s)-n):]
 }
 

@@ -70,8 +70,9 @@ func (g *Gate) SetDesired(d Desired) {
 	g.desired = d
 }
 
-// QueueResync has the next Apply read the kernel.
-func (g *Gate) QueueResync() { g.known = false }
+// QueueResync has the next Apply read the kernel, if there should be a table: most nodes have none, and nothing
+// to look for.
+func (g *Gate) QueueResync() { g.known = g.known && g.desired.empty() }
 
 // Apply makes it true. Only what differs is changed: an answer that passes meanwhile is still held.
 func (g *Gate) Apply(context.Context) error {

@@ -17,7 +17,6 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/google/nftables/xt"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/heliograph-dev/heliograph/felix/kernel"
@@ -27,8 +26,7 @@ const (
 	tableName                                = "heliograph-dns"
 	setDevices, setResolvers4, setResolvers6 = "pods", "resolvers-4", "resolvers-6"
 
-	ifNameSize = 16 // IFNAMSIZ
-	dnsPort    = 53
+	dnsPort = 53
 	// layout is the comment of our rules: a process that would write others makes the table anew.
 	layout = "heliograph dns 1"
 )
@@ -75,7 +73,7 @@ func sets(t *nftables.Table) []*nftables.Set {
 func elements(d Desired) [3][]nftables.SetElement {
 	var out [3][]nftables.SetElement
 	for _, device := range d.Devices {
-		out[0] = append(out[0], nftables.SetElement{Key: append([]byte(device), make([]byte, ifNameSize-len(device))...)})
+		out[0] = append(out[0], nftables.SetElement{Key: []byte(kernel.PaddedName(device))})
 	}
 	for _, ip := range d.Resolvers {
 		i := 1
@@ -211,38 +209,21 @@ func (k *Kernel) read() (d Desired, whole bool, err error) {
 	return d, true, nil
 }
 
-// readRules counts the rules of each chain, by their comments: those that are not ours under "". The library's
-// GetRules cannot read all expressions that it writes (ct).
+// readRules counts the rules of each chain, by their comments: those that are not ours under "".
 func readRules() (map[string]int, error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close() //nolint:errcheck // nothing was written
-	name, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(tableName + "\x00")}})
-	if err != nil {
-		return nil, err
-	}
-	found, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE, Flags: netlink.Request | netlink.Dump},
-		Data:   append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, name...),
-	})
+	found, err := kernel.NFTRules(tableName)
 	if err != nil {
 		return nil, err
 	}
 	rules := map[string]int{}
-	for _, m := range found {
-		attrs, err := netlink.UnmarshalAttributes(m.Data[kernel.NfgenmsgLen:])
-		if err != nil {
-			return nil, err
-		}
+	for _, attrs := range found {
 		chain, ours := "", false
-		for _, a := range attrs {
-			switch a.Type {
+		for typ, v := range kernel.Attributes(attrs) {
+			switch typ {
 			case unix.NFTA_RULE_CHAIN:
-				chain = strings.TrimRight(string(a.Data), "\x00")
+				chain = kernel.String(v)
 			case unix.NFTA_RULE_USERDATA:
-				ours = bytes.Equal(a.Data, mark())
+				ours = bytes.Equal(v, mark())
 			}
 		}
 		if !ours {

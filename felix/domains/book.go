@@ -7,8 +7,9 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
+
+	"github.com/heliograph-dev/heliograph/policy"
 )
 
 const (
@@ -37,7 +38,7 @@ func NewBook() *Book { return &Book{names: map[string]map[netip.Addr]time.Time{}
 func (b *Book) Want(patterns []string) (forgotten []string) {
 	b.exact, b.below = map[string]bool{}, map[string]bool{}
 	for _, p := range patterns {
-		if parent, ok := strings.CutPrefix(p, "*."); ok {
+		if parent, ok := policy.Below(p); ok {
 			b.below[parent] = true
 		} else {
 			b.exact[p] = true
@@ -59,8 +60,8 @@ func (b *Book) wants(name string) bool {
 	if b.exact[name] {
 		return true
 	}
-	for rest, found := name, true; found; {
-		if _, rest, found = strings.Cut(rest, "."); found && b.below[rest] {
+	for domain := range policy.Parents(name) {
+		if b.below[domain] {
 			return true
 		}
 	}

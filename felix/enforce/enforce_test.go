@@ -3,7 +3,6 @@
 package enforce
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +29,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/nflog"
 	"github.com/heliograph-dev/heliograph/felix/watch"
+	"github.com/heliograph-dev/heliograph/internal/logtest"
 	"github.com/heliograph-dev/heliograph/policy"
 	"github.com/heliograph-dev/heliograph/policy/eval"
 )
@@ -136,24 +136,6 @@ func (f *fakeFlows) sources() string {
 	return strings.Join(out, " ")
 }
 
-// logBuffer keeps what was logged.
-type logBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 type noHeart struct{}
 
 func (noHeart) Beat(time.Time)          {}
@@ -173,7 +155,7 @@ type node struct {
 	enforcer *Enforcer
 	registry *prometheus.Registry
 	pokes    chan struct{}
-	log      *logBuffer
+	log      *logtest.Buffer
 
 	mu     sync.Mutex
 	pods   []ipam.Allocation
@@ -188,7 +170,7 @@ func (n *node) chosen() string {
 
 func newNode(t *testing.T) *node {
 	return &node{
-		t: t, dir: t.TempDir(), kernel: &fakeKernel{state: policy.NewState()}, other: &fakeKernel{state: policy.NewState()}, choice: Auto, log: &logBuffer{}, flows: &fakeFlows{}, gate: &fakeGate{}, pokes: make(chan struct{}, 1),
+		t: t, dir: t.TempDir(), kernel: &fakeKernel{state: policy.NewState()}, other: &fakeKernel{state: policy.NewState()}, choice: Auto, log: &logtest.Buffer{}, flows: &fakeFlows{}, gate: &fakeGate{}, pokes: make(chan struct{}, 1),
 	}
 }
 

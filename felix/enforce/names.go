@@ -146,6 +146,7 @@ func (e *Enforcer) Obeyed(ctx context.Context) error {
 // Used returns those of the addresses to which this node has connections.
 func (e *Enforcer) Used(ctx context.Context, addrs map[netip.Addr]bool) (map[netip.Addr]bool, error) {
 	used := map[netip.Addr]bool{}
+	// Nothing is deleted: it is the one walk through the connections that there is.
 	_, err := e.opts.Flows.DeleteIf(ctx, func(f conntrack.Flow) bool {
 		if addrs[f.Dst] {
 			used[f.Dst] = true

@@ -29,6 +29,35 @@ func OfInetTable(name string) func(NFTEvent) bool {
 	return func(e NFTEvent) bool { return e.Family == unix.NFPROTO_INET && e.Table == name }
 }
 
+// NFTRules returns the attributes of all rules of a table of family inet; none if there is no such table. They
+// are for who compares bytes: google/nftables cannot read all expressions that it writes (rt, byteorder, ct).
+func NFTRules(table string) ([][]byte, error) {
+	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	defer conn.Close() //nolint:errcheck // nothing was written
+	name, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(table + "\x00")}})
+	if err != nil {
+		return nil, err
+	}
+	msgs, err := conn.Execute(netlink.Message{
+		Header: netlink.Header{
+			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE,
+			Flags: netlink.Request | netlink.Dump,
+		},
+		Data: append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, name...),
+	})
+	if err != nil {
+		return nil, err
+	}
+	rules := make([][]byte, 0, len(msgs))
+	for _, m := range msgs {
+		rules = append(rules, m.Data[NfgenmsgLen:])
+	}
+	return rules, nil
+}
+
 // MonitorNFTables calls poke whenever somebody else has changed what concerns us, or may have, until ctx
 // ends. own tells the port ids of our own sockets.
 func MonitorNFTables(ctx context.Context, concerns func(NFTEvent) bool, own func(portID uint32) bool, poke func()) error {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/heliograph-dev/heliograph/felix/delta"
 	"github.com/heliograph-dev/heliograph/felix/desired"
@@ -33,9 +32,6 @@ const (
 var intervalSets = []string{setSources4, setSources6, setNoNAT4, setNoNAT6}
 
 func isInterval(set string) bool { return slices.Contains(intervalSets, set) }
-
-// ifNameSize is IFNAMSIZ: a name is shorter, and padded to it with zeros.
-const ifNameSize = 16
 
 // content turns the lists of a desired.NFT into elements, each when it has changed.
 type content struct {
@@ -78,11 +74,11 @@ func (c *content) set(n desired.NFT) {
 func deviceItems(set string, devices []string, refused *error) []item {
 	var out []item
 	for _, device := range devices {
-		if device == "" || len(device) >= ifNameSize {
+		if device == "" || len(device) >= kernel.DeviceNameSize {
 			*refused = errors.Join(*refused, fmt.Errorf("nft set %s: no device can have the name %q", set, device))
 			continue
 		}
-		out = append(out, item{set, Element{Key: padded(device)}})
+		out = append(out, item{set, Element{Key: kernel.PaddedName(device)}})
 	}
 	return out
 }
@@ -177,8 +173,4 @@ func merge(prefixes []netip.Prefix) []span {
 		}
 	}
 	return out
-}
-
-func padded(device string) string {
-	return device + strings.Repeat("\x00", ifNameSize-len(device))
 }

@@ -218,32 +218,16 @@ func (k *Kernel) shape(table *nftables.Table) ([]string, error) {
 	return lines, nil
 }
 
-// readRules reads the table's rules, as lines. The library's GetRules cannot read all expressions that
-// it writes (rt, byteorder), and we only need to compare bytes.
+// readRules reads the table's rules, as lines.
 func readRules() ([]string, error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close() //nolint:errcheck // nothing was written
-	name, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(desired.NFTTable + "\x00")}})
-	if err != nil {
-		return nil, err
-	}
-	msgs, err := conn.Execute(netlink.Message{
-		Header: netlink.Header{
-			Type:  unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETRULE,
-			Flags: netlink.Request | netlink.Dump,
-		},
-		Data: append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, name...),
-	})
+	rules, err := kernel.NFTRules(desired.NFTTable)
 	if err != nil {
 		return nil, err
 	}
 	var lines []string
 	next := map[string]int{}
-	for _, m := range msgs {
-		line, err := parseRule(m.Data[kernel.NfgenmsgLen:], next)
+	for _, r := range rules {
+		line, err := parseRule(r, next)
 		if err != nil {
 			return nil, err
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 )
 
 // What `nft list table inet heliograph` shows, without the sets:
@@ -179,7 +180,7 @@ func oifOurs() []expr.Any {
 }
 
 func oifNotLoopback() []expr.Any {
-	return join(meta(expr.MetaKeyOIFNAME), compare(expr.CmpOpNeq, []byte(padded("lo"))...))
+	return join(meta(expr.MetaKeyOIFNAME), compare(expr.CmpOpNeq, []byte(kernel.PaddedName("lo"))...))
 }
 
 func iifIn(set string) []expr.Any { return join(meta(expr.MetaKeyIIFNAME), in(set)) }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/heliograph-dev/heliograph/felix/delta"
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 )
 
 func pod(n int) desired.Workload {
@@ -379,11 +380,11 @@ func (f *fake) deleteTable() { f.state = State{} }
 func (f *fake) drift()       { f.state.Drift = "a rule is gone" }
 
 func (f *fake) addDevice(device string) {
-	f.state.Sets[setWorkloads][Element{Key: padded(device)}] = struct{}{}
+	f.state.Sets[setWorkloads][Element{Key: kernel.PaddedName(device)}] = struct{}{}
 }
 
 func (f *fake) deleteDevice(device string) {
-	delete(f.state.Sets[setWorkloads], Element{Key: padded(device)})
+	delete(f.state.Sets[setWorkloads], Element{Key: kernel.PaddedName(device)})
 }
 
 func copySets(in map[string]Set) map[string]Set {

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -18,9 +18,6 @@ const (
 	mapEgress   = "egress"
 	mapIngress  = "ingress"
 )
-
-// deviceNameSize is IFNAMSIZ: a name is shorter, and padded to it with zeros.
-const deviceNameSize = 16
 
 // endpoints follows which device leads to which chains.
 type endpoints struct {
@@ -82,7 +79,7 @@ func (t *Table) updateEndpoint(id policy.EndpointID, e *policy.Endpoint) {
 	if e == nil {
 		return
 	}
-	if e.Device == "" || len(e.Device) >= deviceNameSize {
+	if e.Device == "" || len(e.Device) >= kernel.DeviceNameSize {
 		t.bad[id] = fmt.Errorf("endpoint %s: no device can have the name %q", id, e.Device)
 		return
 	}
@@ -161,7 +158,7 @@ func (d *device) want(name string) map[string]Element {
 	if d.endpoint == nil {
 		return out
 	}
-	key := padded(name)
+	key := kernel.PaddedName(name)
 	out[setSelf] = Element{Key: key + key}
 	isolated := d.endpoint.Unknown
 	for dir, set := range map[policy.Direction]string{policy.Egress: mapEgress, policy.Ingress: mapIngress} {
@@ -179,8 +176,4 @@ func (d *device) want(name string) map[string]Element {
 		out[setIsolated] = Element{Key: key}
 	}
 	return out
-}
-
-func padded(device string) string {
-	return device + strings.Repeat("\x00", deviceNameSize-len(device))
 }

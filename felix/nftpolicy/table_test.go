@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -313,7 +314,9 @@ func TestTwoEndpointsOfADevice(t *testing.T) {
 	b.pod("b", "hel00000000001", chain(), chain())
 	d := New(f, quiet())
 	apply(t, d, b.State)
-	verdict := func() VerdictKind { return f.table.sets[mapIngress].elements[padded("hel00000000001")].Verdict.Kind }
+	verdict := func() VerdictKind {
+		return f.table.sets[mapIngress].elements[kernel.PaddedName("hel00000000001")].Verdict.Kind
+	}
 	if verdict() != Jump {
 		t.Errorf("verdict = %v", verdict())
 	}

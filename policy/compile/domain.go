@@ -21,10 +21,8 @@ const (
 // SetDomain says at which addresses a name of a domain is. It is lower case, and has no dot at its end.
 func (c *Compiler) SetDomain(name string, addrs []netip.Addr) {
 	f := facts{labels: map[string]string{domainLabel: name}}
-	for rest, found := name, true; found; {
-		if _, rest, found = strings.Cut(rest, "."); found {
-			f.labels[belowLabel+rest] = ""
-		}
+	for domain := range policy.Parents(name) {
+		f.labels[belowLabel+domain] = ""
 	}
 	for _, ip := range addrs {
 		f.prefixes = appendPrefix(f.prefixes, host(ip.Unmap()))
@@ -40,7 +38,7 @@ func (c *Compiler) RemoveDomain(name string) {
 // domainSelector selects a name, or with "*." all names below one.
 func domainSelector(pattern string) (selector, error) {
 	pattern = strings.ToLower(strings.TrimSuffix(pattern, "."))
-	parent, below := strings.CutPrefix(pattern, "*.")
+	parent, below := policy.Below(pattern)
 	if err := checkDomain(parent); err != nil {
 		return selector{}, err
 	}
