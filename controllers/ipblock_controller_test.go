@@ -341,7 +341,8 @@ func parallel(n int, f func(i int)) {
 	wg.Wait()
 }
 
-// settled waits until the pools say that this many blocks are held.
+// settled waits until the pools say that this many blocks are held and every node says what its network
+// is: two controllers write side by side, and either may be the last.
 func (s *suite) settled(t *testing.T, blocks int) {
 	t.Helper()
 	deadline := time.Now().Add(patience + time.Duration(blocks)*20*time.Millisecond)
@@ -354,11 +355,21 @@ func (s *suite) settled(t *testing.T, blocks int) {
 		for _, p := range pools.Items {
 			held += int(p.Status.Blocks)
 		}
-		if held == blocks {
+		var nodes corev1.NodeList
+		if err := s.admin.List(t.Context(), &nodes); err != nil {
+			t.Fatal(err)
+		}
+		silent := 0
+		for _, n := range nodes.Items {
+			if _, c := networkCondition(n.Status.Conditions); c.Reason == "" {
+				silent++
+			}
+		}
+		if held == blocks && silent == 0 {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%d blocks are held, want %d", held, blocks)
+			t.Fatalf("%d blocks are held, want %d; %d nodes say nothing of their network", held, blocks, silent)
 		}
 		time.Sleep(50 * time.Millisecond) // between looks, bounded by the deadline
 	}
