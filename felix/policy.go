@@ -8,13 +8,16 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/bgp/topology"
 	"github.com/heliograph-dev/heliograph/felix/enforce"
 	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/iptables"
@@ -24,6 +27,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/policy"
+	"github.com/heliograph-dev/heliograph/policy/compile"
 )
 
 // policyPart is the part of the agent that enforces network policy.
@@ -37,7 +41,7 @@ type policyPart struct {
 	enforcer *enforce.Enforcer
 	heart    *heart
 	pokes    chan struct{} // somebody else changed our rules
-	chosen   atomic.Pointer[string]
+	chosen   atomic.Pointer[choice]
 	choices  chan struct{} // chosen changed
 	log      *slog.Logger
 }
@@ -70,9 +74,16 @@ func (a *Agent) refreshInterval() time.Duration {
 	return snapshot.DefaultRefreshInterval
 }
 
-// choose notes by which dataplane policy should be enforced.
-func (p *policyPart) choose(dataplane string) {
-	if old := p.chosen.Swap(&dataplane); old != nil && *old == dataplane {
+// choice is what the configuration says of policy.
+type choice struct {
+	dataplane string
+	failsafes compile.Failsafes
+}
+
+// choose notes by which dataplane policy should be enforced, and what no policy may take from the node.
+func (p *policyPart) choose(r *Report) {
+	c := choice{dataplane: r.Felix.Dataplane, failsafes: failsafes(r)}
+	if old := p.chosen.Swap(&c); old != nil && reflect.DeepEqual(*old, c) {
 		return
 	}
 	select {
@@ -81,12 +92,27 @@ func (p *policyPart) choose(dataplane string) {
 	}
 }
 
-// choice is that dataplane; empty as long as nobody knows.
-func (p *policyPart) choice() string {
+func failsafes(r *Report) compile.Failsafes {
+	return compile.Failsafes{
+		Inbound: r.Felix.FailsafeInbound, Outbound: r.Felix.FailsafeOutbound,
+		BGP: r.BGPPorts, VXLAN: r.Felix.VXLANPort, Probe: r.Felix.ProbePort,
+	}
+}
+
+// dataplane is that dataplane; empty as long as nobody knows.
+func (p *policyPart) dataplane() string {
 	if c := p.chosen.Load(); c != nil {
-		return *c
+		return c.dataplane
 	}
 	return ""
+}
+
+// failsafes are what was chosen. The dataplane is known first, and so are they.
+func (p *policyPart) failsafes() compile.Failsafes {
+	if c := p.chosen.Load(); c != nil {
+		return c.failsafes
+	}
+	return compile.Failsafes{}
 }
 
 // wire connects it with the rest of the agent.
@@ -94,7 +120,7 @@ func (p *policyPart) wire(a *Agent) error {
 	var err error
 	p.enforcer, err = enforce.New(enforce.Options{
 		Feed: p.feed, Journal: p.journal, Pods: a.pods.manager.Attachments, PodPokes: a.pods.changed,
-		Choice: p.choice, Choices: p.choices, Dataplanes: p.dataplanes(), Disturbed: p.pokes,
+		Choice: p.dataplane, Node: a.opts.NodeName, Failsafes: p.failsafes, Choices: p.choices, Dataplanes: p.dataplanes(), Disturbed: p.pokes,
 		Flows: a.pods.tracked, NodeAddresses: p.nodeAddresses, RefreshInterval: a.refreshInterval, Heart: p.heart, Changed: a.reporter.poke, Log: a.log, Registerer: a.registry,
 	})
 	return err
@@ -165,4 +191,24 @@ func (p policyReport) addTo(s *v1alpha1.NodeStatusStatus) {
 			s.Conditions[i].Message = "network policy is not in force: see problems"
 		}
 	}
+}
+
+// bgpPorts are those of all sessions that the configuration asks for, at either end.
+func bgpPorts(v *snapshot.View) []uint16 {
+	reflection := v.BGPConfig.RouteReflection
+	ports := []int32{topology.DefaultPort, topology.DefaultReflectorPort, ptr.Deref(v.BGPConfig.ListenPort, 0)}
+	if reflection != nil {
+		ports = append(ports, ptr.Deref(reflection.Port, 0))
+	}
+	for _, p := range v.BGPPeers {
+		ports = append(ports, ptr.Deref(p.Spec.Port, 0))
+	}
+	slices.Sort(ports)
+	var out []uint16
+	for _, p := range slices.Compact(ports) {
+		if p > 0 {
+			out = append(out, uint16(p)) //nolint:gosec // up to 65535 by validation
+		}
+	}
+	return out
 }

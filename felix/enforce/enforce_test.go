@@ -30,6 +30,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/nflog"
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/policy"
+	"github.com/heliograph-dev/heliograph/policy/compile"
 	"github.com/heliograph-dev/heliograph/policy/eval"
 )
 
@@ -205,8 +206,9 @@ func (n *node) start() (stop func()) {
 			{Name: NFTables, Open: func() (Renderer, error) { return n.kernel, nil }},
 			{Name: IPTables, Open: func() (Renderer, error) { return n.other, n.otherErr }},
 		},
-		NodeAddresses:   func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.168.0.1")}, nil },
-		Choice:          n.chosen,
+		NodeAddresses: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.168.0.1")}, nil },
+		Choice:        n.chosen,
+		Node:          "node", Failsafes: func() compile.Failsafes { return compile.Failsafes{VXLAN: 4789, Probe: 4793, BGP: []uint16{179}} },
 		RefreshInterval: func() time.Duration { return time.Minute },
 		Changed:         func() {},
 	})

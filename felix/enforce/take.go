@@ -43,6 +43,8 @@ func (e *Enforcer) take(c feed.Change) {
 		e.compiler.SetNetworkSet(o)
 	case *v1alpha1.GlobalNetworkSet:
 		e.compiler.SetGlobalNetworkSet(o)
+	case *v1alpha1.HostEndpoint:
+		e.compiler.SetHostEndpoint(o, o.Spec.Node == e.opts.Node)
 	case nil:
 		e.forget(c.Key)
 	}
@@ -77,5 +79,7 @@ func (e *Enforcer) forget(k feed.Key) {
 		e.compiler.RemoveNetworkSet(k.Namespace, k.Name)
 	case watch.GlobalNetworkSets:
 		e.compiler.RemoveGlobalNetworkSet(k.Name)
+	case watch.HostEndpoints:
+		e.compiler.RemoveHostEndpoint(k.Name)
 	}
 }

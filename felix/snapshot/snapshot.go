@@ -128,6 +128,8 @@ type Felix struct {
 	RefreshInterval time.Duration
 	IPAMCooldown    time.Duration
 	Dataplane       string // of policy: v1alpha1.DataplaneAuto and so on
+	// FailsafeInbound and FailsafeOutbound are as users wrote them; nil: the defaults, which policy has.
+	FailsafeInbound, FailsafeOutbound *[]v1alpha1.ProtoPort
 }
 
 // Defaults of Felix (RFC 7348 for the port).
@@ -300,6 +302,12 @@ func (f *Felix) lay(s v1alpha1.FelixConfigurationSpec) {
 	}
 	if s.Dataplane != "" {
 		f.Dataplane = string(s.Dataplane)
+	}
+	if s.FailsafeInboundHostPorts != nil {
+		f.FailsafeInbound = s.FailsafeInboundHostPorts
+	}
+	if s.FailsafeOutboundHostPorts != nil {
+		f.FailsafeOutbound = s.FailsafeOutboundHostPorts
 	}
 	if s.IPAMCooldown != nil {
 		f.IPAMCooldown = s.IPAMCooldown.Duration
