@@ -100,9 +100,9 @@ func (d *dice) hostChain() policy.Chain {
 	return c
 }
 
-// kernelRules are how many failsafes, of those that all have, let the kernel's own messages pass, which nobody
-// sent: those are not counted.
-const kernelRules = 1
+// kernelRules are how many failsafes, which all have, let pass what is not counted: the kernel's own messages, that nobody
+// sent, and neighbour discovery, which a renderer may let pass before.
+const kernelRules = 2
 
 func (d *dice) failsafes() *policy.Policy {
 	p := &policy.Policy{ID: policy.FailsafeID()}
