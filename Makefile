@@ -131,16 +131,18 @@ test-six: image bin/lab ## Route reflection in a lab of 6 nodes, where reflector
 	$(BIN)/lab down
 
 .PHONY: conformance
-conformance: deps test-interop conformance-policy ## What others made, on the other end: BGP with FRR and BIRD, CNI 1.1 through libcni, and Kubernetes' own specs of NetworkPolicy
+conformance: deps test-interop conformance-policy ## What others made, on the other end: BGP with FRR and BIRD, CNI 1.1 through libcni, and upstream's own specs of NetworkPolicy and ClusterNetworkPolicy
 	HELIOGRAPH_NO_SKIP=1 $(GO) test -count=1 ./cni/... ./felix/localapi ./felix/workload
 
 # Most of a spec's time is connections that nobody answers, so three run at once.
 .PHONY: conformance-policy
-conformance-policy: image bin/lab ## Upstream's 45 Netpol specs in the lab, by nftables and by iptables; it stays up
+conformance-policy: image bin/lab ## Upstream's 45 Netpol specs and network-policy-api's suite in the lab, by nftables and by iptables; it stays up
 	@$(BIN)/lab build e2e.test >/dev/null
 	@$(BIN)/lab up >/dev/null
 	@hack/netpol.sh -p 3 -d NFTables
 	@hack/netpol.sh -p 3 -d IPTables
+	@hack/cnp.sh -d NFTables
+	@hack/cnp.sh -d IPTables
 
 ## Measures
 

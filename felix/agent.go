@@ -218,7 +218,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	for name, part := range map[string]func(context.Context) error{
 		"kernel monitor": a.monitor.Run, "nft monitor": a.drivers.monitorNFT, "loop": a.loop.run, "prober": a.prober.Run,
-		"policy": a.policy.enforcer.Run, "policy's copy on disk": a.policy.journal.Run, "policy monitor": a.policy.monitor, "policy log": a.policy.listen,
+		"policy": a.policy.enforcer.Run, "policy's copy on disk": a.policy.journal.Run, "policy monitor": a.policy.monitor, "iptables monitor": a.policy.monitorIPTables, "policy log": a.policy.listen,
+		"names of domains": a.policy.learner.Run, "answers of DNS": a.policy.listenDNS,
 		"cni socket": a.pods.run, "bgp": a.bgp.run, "inspection": a.inspect, "events": a.events.run,
 		"reporter": func(ctx context.Context) error { a.reporter.run(ctx); return nil },
 		"health":   func(ctx context.Context) error { return a.health.serve(ctx, a.opts.MetricsAddress) },

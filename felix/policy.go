@@ -15,9 +15,12 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/bgp/topology"
+	"github.com/heliograph-dev/heliograph/felix/dnsgate"
+	"github.com/heliograph-dev/heliograph/felix/domains"
 	"github.com/heliograph-dev/heliograph/felix/enforce"
 	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/iptables"
@@ -38,6 +41,9 @@ type policyPart struct {
 	links    *link.Kernel
 	iptables map[iptables.Variant]*iptables.Kernel // of the enforcer's goroutine
 	variant  iptables.Variant                      // Auto: not found out yet
+	names    *dnsgate.Kernel
+	learner  *domains.Learner
+	restores *iptables.Restores
 	enforcer *enforce.Enforcer
 	heart    *heart
 	pokes    chan struct{} // somebody else changed our rules
@@ -50,12 +56,17 @@ type policyPart struct {
 func openPolicy(opts Options, log *slog.Logger) (*policyPart, error) {
 	p := &policyPart{
 		feed: feed.New(), heart: &heart{name: "policy loop"}, iptables: map[iptables.Variant]*iptables.Kernel{},
-		pokes: make(chan struct{}, 1), choices: make(chan struct{}, 1), log: log,
+		restores: iptables.NewRestores(), pokes: make(chan struct{}, 1), choices: make(chan struct{}, 1), log: log,
 	}
 	p.heart.Beat(time.Now())
 	var err error
-	if p.journal, err = feed.OpenJournal(filepath.Join(opts.StateDir, "policy.db"), watch.FeedTypes(), log); err != nil {
+	types := watch.FeedTypes()
+	types[domains.Records] = func() client.Object { return &domains.Record{} }
+	if p.journal, err = feed.OpenJournal(filepath.Join(opts.StateDir, "policy.db"), types, log); err != nil {
 		return nil, err
+	}
+	if p.names, err = dnsgate.Open(); err != nil {
+		return nil, fmt.Errorf("open nftables for answers of DNS: %w", err)
 	}
 	if p.kernel, err = nftpolicy.Open(); err != nil {
 		return nil, fmt.Errorf("open nftables for policy: %w", err)
@@ -76,13 +87,15 @@ func (a *Agent) refreshInterval() time.Duration {
 
 // choice is what the configuration says of policy.
 type choice struct {
-	dataplane string
-	failsafes compile.Failsafes
+	dataplane  string
+	dnsServers []string
+	failsafes  compile.Failsafes
 }
 
-// choose notes by which dataplane policy should be enforced, and what no policy may take from the node.
+// choose notes by which dataplane policy should be enforced, whom to believe about names, and what no policy may
+// take from the node.
 func (p *policyPart) choose(r *Report) {
-	c := choice{dataplane: r.Felix.Dataplane, failsafes: failsafes(r)}
+	c := choice{dataplane: r.Felix.Dataplane, dnsServers: r.Felix.DNSServers, failsafes: failsafes(r)}
 	if old := p.chosen.Swap(&c); old != nil && reflect.DeepEqual(*old, c) {
 		return
 	}
@@ -99,7 +112,7 @@ func failsafes(r *Report) compile.Failsafes {
 	}
 }
 
-// dataplane is that dataplane; empty as long as nobody knows.
+// dataplane is the one chosen; empty as long as nobody knows.
 func (p *policyPart) dataplane() string {
 	if c := p.chosen.Load(); c != nil {
 		return c.dataplane
@@ -115,25 +128,70 @@ func (p *policyPart) failsafes() compile.Failsafes {
 	return compile.Failsafes{}
 }
 
+// dnsServers are those that were chosen.
+func (p *policyPart) dnsServers() []string {
+	if c := p.chosen.Load(); c != nil {
+		return c.dnsServers
+	}
+	return nil
+}
+
 // wire connects it with the rest of the agent.
 func (p *policyPart) wire(a *Agent) error {
 	var err error
 	p.enforcer, err = enforce.New(enforce.Options{
 		Feed: p.feed, Journal: p.journal, Pods: a.pods.manager.Attachments, PodPokes: a.pods.changed,
 		Choice: p.dataplane, Node: a.opts.NodeName, Failsafes: p.failsafes, Choices: p.choices, Dataplanes: p.dataplanes(), Disturbed: p.pokes,
+		Names: enforce.Names{
+			Gate: dnsgate.New(p.names), Resolvers: p.dnsServers, Want: func(patterns []string) { p.learner.Want(patterns) },
+		},
 		Flows: a.pods.tracked, NodeAddresses: p.nodeAddresses, RefreshInterval: a.refreshInterval, Heart: p.heart, Changed: a.reporter.poke, Log: a.log, Registerer: a.registry,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	known, err := p.journal.LoadKind(domains.Records)
+	if err != nil {
+		// They are told again by whoever asks.
+		a.log.Warn("what names of domains stood for is forgotten", "error", err)
+	}
+	p.learner = domains.NewLearner(domains.Options{
+		Feed: p.feed, InForce: p.enforcer.Obeyed, Used: p.enforcer.Used, Log: a.log, Registerer: a.registry,
+	}, known)
+	return nil
+}
+
+// dnsRetry is how soon a listener that failed is tried again.
+const dnsRetry = 5 * time.Second
+
+// listenDNS hears the answers that the kernel holds. Without it they pass, and nothing new is learnt.
+func (p *policyPart) listenDNS(ctx context.Context) error {
+	for failed := false; ctx.Err() == nil; {
+		if err := dnsgate.Listen(ctx, p.learner.Heard); err != nil && !failed {
+			failed = true
+			p.log.Error("answers of DNS are not read: policy about names of domains learns no new address", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(dnsRetry):
+		}
+	}
+	return nil
 }
 
 // monitor pokes when somebody else changes our rules.
-func (p *policyPart) monitor(ctx context.Context) error {
-	return p.kernel.Monitor(ctx, func() {
-		select {
-		case p.pokes <- struct{}{}:
-		default:
-		}
-	})
+func (p *policyPart) monitor(ctx context.Context) error { return p.kernel.Monitor(ctx, p.disturbed) }
+
+// monitorIPTables does so for iptables-nft.
+func (p *policyPart) monitorIPTables(ctx context.Context) error {
+	return p.restores.Monitor(ctx, p.disturbed)
+}
+
+func (p *policyPart) disturbed() {
+	select {
+	case p.pokes <- struct{}{}:
+	default:
+	}
 }
 
 // listen hears of packets that policy logs. Without it everything else goes on.

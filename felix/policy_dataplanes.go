@@ -18,7 +18,7 @@ import (
 func (p *policyPart) dataplanes() []enforce.Dataplane {
 	return []enforce.Dataplane{
 		{Name: enforce.NFTables, Open: func() (enforce.Renderer, error) { return nftpolicy.New(p.kernel, p.log), nil }},
-		{Name: enforce.IPTables, Open: func() (enforce.Renderer, error) {
+		{Name: enforce.IPTables, Polled: true, Open: func() (enforce.Renderer, error) {
 			v, err := p.hostVariant()
 			if err != nil {
 				return nil, err
@@ -52,7 +52,7 @@ func (t otherVariant) Delete(ctx context.Context) error { return t.DeleteRules(c
 // hostVariant is which iptables the host uses. It is found out once: our own rules must not decide.
 func (p *policyPart) hostVariant() (iptables.Variant, error) {
 	if p.variant == iptables.Auto {
-		k, err := openKernel(iptables.Auto)
+		k, err := p.openKernel(iptables.Auto)
 		if err != nil {
 			return p.variant, err
 		}
@@ -63,8 +63,8 @@ func (p *policyPart) hostVariant() (iptables.Variant, error) {
 }
 
 // openKernel tells a node without iptables, or without this variant of it, from one on which it fails.
-func openKernel(v iptables.Variant) (*iptables.Kernel, error) {
-	k, err := iptables.Open(v)
+func (p *policyPart) openKernel(v iptables.Variant) (*iptables.Kernel, error) {
+	k, err := iptables.Open(v, p.restores)
 	if errors.Is(err, iptables.ErrNoIPTables) {
 		return nil, fmt.Errorf("%w: %w", enforce.ErrMissing, err)
 	}
@@ -73,7 +73,7 @@ func openKernel(v iptables.Variant) (*iptables.Kernel, error) {
 
 func (p *policyPart) openIPTables(v iptables.Variant) (*iptables.Table, error) {
 	if p.iptables[v] == nil {
-		k, err := openKernel(v)
+		k, err := p.openKernel(v)
 		if err != nil {
 			return nil, fmt.Errorf("open iptables (%s): %w", v, err)
 		}

@@ -48,7 +48,7 @@ func (a *Agent) clearKernel(ctx context.Context) error {
 		a.loop.dataplane.setRemote(calc.RemoteState{NFT: desired.NFT{NoNAT: a.loop.state.NFT.NoNAT}})
 		a.loop.dataplane.setLocal(calc.LocalState{})
 		a.loop.dataplane.queueResync(kernel.All)
-		errs = append(errs, a.loop.dataplane.apply(ctx), a.drivers.nft.DeleteTable(ctx), a.policy.enforcer.Delete(ctx))
+		errs = append(errs, a.loop.dataplane.apply(ctx), a.drivers.nft.DeleteTable(ctx), a.policy.enforcer.Delete(ctx), a.policy.names.Delete())
 		err := errors.Join(errs...)
 		if deadline, ok := ctx.Deadline(); err == nil || ctx.Err() != nil || ok && time.Until(deadline) < wait {
 			return err

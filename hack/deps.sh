@@ -11,7 +11,7 @@ set -eu
 # The lab: hosts, nodes and routers.
 LAB='containerd runc frr iproute2 nftables iptables ipset conntrack procps util-linux'
 # What a person or a test runs on the lab's hosts.
-TOOLS='iputils-ping iperf3 tcpdump ethtool curl jq ca-certificates'
+TOOLS='bind9-dnsutils iputils-ping iperf3 tcpdump ethtool curl jq ca-certificates'
 # Peers and references of the tests and benchmarks.
 PEERS='bird2 prometheus containernetworking-plugins'
 # The race detector needs cgo.

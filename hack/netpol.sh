@@ -17,6 +17,7 @@ while getopts p:d:f: o; do
 done
 cd "$(dirname "$0")/.."
 lab=bin/lab
+. hack/dataplane.sh
 bin=$($lab build e2e.test 2>/dev/null)/bin
 skip='SCTP'
 if grep -qw SCTP /proc/net/protocols; then skip='^$'; fi
@@ -27,30 +28,11 @@ cleanup() {
 	for p in $pids; do kill "$p" 2>/dev/null || true; done
 	wait
 	rm -rf "$work"
-	if [ -n "$dataplane" ]; then set_dataplane '"Auto"' || true; fi
+	if [ -n "$dataplane" ]; then set_dataplane Auto || true; fi
 }
 trap cleanup EXIT
 
-set_dataplane() {
-	printf '{"apiVersion":"heliograph.dev/v1alpha1","kind":"FelixConfiguration","metadata":{"name":"default"},"spec":{"dataplane":%s}}' "$1" |
-		$lab kubectl apply --server-side --force-conflicts --field-manager=netpol -f - >/dev/null
-}
-
-# in_use waits until all nodes enforce by the dataplane.
-in_use() {
-	for _ in $(seq 60); do
-		others=$($lab kubectl get nodestatuses -o jsonpath='{range .items[*]}{.status.policy.dataplane}{"\n"}{end}' | grep -cvx "$1" || true)
-		[ "$others" = 0 ] && return
-		sleep 1
-	done
-	echo "netpol: $others nodes do not enforce by $1 after a minute" >&2
-	return 1
-}
-
-if [ -n "$dataplane" ]; then
-	set_dataplane "\"$dataplane\""
-	in_use "$dataplane"
-fi
+if [ -n "$dataplane" ]; then use_dataplane "$dataplane"; fi
 
 # A dry run prints each spec's name; its labels, in brackets at the end, are no part of what focus looks at.
 "$bin/e2e.test" --ginkgo.dry-run --ginkgo.v --ginkgo.no-color --ginkgo.focus="$focus" --ginkgo.skip="$skip" >"$work/dry" 2>/dev/null

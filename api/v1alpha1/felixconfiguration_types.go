@@ -91,6 +91,17 @@ type FelixConfigurationSpec struct {
 	// +listType=atomic
 	FailsafeOutboundHostPorts *[]ProtoPort `json:"failsafeOutboundHostPorts,omitempty"`
 
+	// dnsTrustedServers are the resolvers that ClusterNetworkPolicy's domainNames are known from: each an IP
+	// address, or "k8s-service:NAMESPACE/NAME" for the endpoints of a service, "k8s-service:NAME" for one of
+	// kube-system. Only what they answer to the pods themselves, at port 53, is believed. Default
+	// k8s-service:kube-system/kube-dns.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MaxLength=340
+	// +kubebuilder:validation:items:XValidation:rule="isIP(self) || self.matches('^k8s-service:([a-z0-9-]+/)?[a-z0-9-]+$')",message="must be an IP address, or k8s-service:NAMESPACE/NAME"
+	DNSTrustedServers []string `json:"dnsTrustedServers,omitempty"`
+
 	// ipamCooldown is how long a released address rests before it is given to another pod. Default 30s.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('1h')",message="ipamCooldown must be 0s to 1h"

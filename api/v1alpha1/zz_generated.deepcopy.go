@@ -589,6 +589,11 @@ func (in *FelixConfigurationSpec) DeepCopyInto(out *FelixConfigurationSpec) {
 			copy(*out, *in)
 		}
 	}
+	if in.DNSTrustedServers != nil {
+		in, out := &in.DNSTrustedServers, &out.DNSTrustedServers
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.IPAMCooldown != nil {
 		in, out := &in.IPAMCooldown, &out.IPAMCooldown
 		*out = new(v1.Duration)

@@ -27,13 +27,16 @@ type Dataplane struct {
 	Name string
 	// Open opens it, and changes nothing yet. Its error says what the node lacks.
 	Open func() (Renderer, error)
+	// Polled says that not every change by others is told by Options.Disturbed: so it is looked for.
+	Polled bool
 }
 
 // inUse is the dataplane that enforces.
 type inUse struct {
 	Renderer
-	name string
-	auto bool // it was chosen as the first that there is
+	name   string
+	polled bool
+	auto   bool // it was chosen as the first that there is
 	// swept says that what others may have left is gone.
 	swept bool
 }
@@ -77,7 +80,7 @@ func (e *Enforcer) open(name string) (*inUse, error) {
 		}
 		r, err := d.Open()
 		if err == nil {
-			return &inUse{Renderer: r, name: d.Name, auto: name == Auto}, nil
+			return &inUse{Renderer: r, name: d.Name, polled: d.Polled, auto: name == Auto}, nil
 		}
 		last = fmt.Errorf("dataplane %s: %w", d.Name, err)
 	}

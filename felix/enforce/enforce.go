@@ -42,6 +42,10 @@ const (
 	// firstRetry to lastRetry: when a failed Apply is tried again.
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 10 * time.Second
+	// pollInterval is how often rules are read of which nobody tells the changes, pollShare what that may
+	// cost, as a part of the time.
+	pollInterval = 10 * time.Second
+	pollShare    = 100
 )
 
 // Renderer makes a policy.State true in the kernel: docs/design/0004-policy.md.
@@ -86,6 +90,7 @@ type Options struct {
 	// NodeAddresses are the node's own, whose packets to its pods always pass.
 	NodeAddresses   func() ([]netip.Addr, error)
 	RefreshInterval func() time.Duration
+	Names           Names
 	Heart           Heart
 	Changed         func() // Status changed
 	Log             *slog.Logger
@@ -101,12 +106,15 @@ type Enforcer struct {
 	// Of the loop's goroutine.
 	compiler  *compile.Compiler
 	nodes     *nodes
+	names     namesPart
 	use       *inUse // nil before the first run
 	workloads map[policy.EndpointID]compile.Workload
 	book      book
 	mistakes  []compile.Problem
 	retry     trigger.Backoff
 	refreshed time.Time
+	reading   bool          // the next run reads the kernel
+	readTook  time.Duration // the last such run
 	fromDisk  bool
 	noted     bool // the journal holds all that the API server said
 
@@ -118,6 +126,8 @@ type Enforcer struct {
 	mu      sync.RWMutex
 	state   *policy.State // written by the loop alone
 	version uint64        // of state
+	started uint64        // runs
+	obeyed  uint64        // the last run of which the kernel obeys what it took
 	force   force
 	stale   bool          // force is not what state says
 	moved   chan struct{} // closed, and made anew, with each change of force
@@ -157,7 +167,7 @@ func New(o Options) (*Enforcer, error) {
 		return nil, err
 	}
 	e := &Enforcer{
-		opts: o, log: o.Log, metrics: m, compiler: compile.New(), nodes: newNodes(), workloads: map[policy.EndpointID]compile.Workload{},
+		opts: o, log: o.Log, metrics: m, compiler: compile.New(), nodes: newNodes(), names: namesPart{Names: o.Names}, workloads: map[policy.EndpointID]compile.Workload{},
 		book: book{pages: map[policy.PolicyID]*page{}}, state: policy.NewState(), moved: make(chan struct{}),
 		cut: cutter{poke: make(chan struct{}, 1)}, asks: make(chan func()), diary: newDiary(), retry: trigger.Backoff{First: firstRetry, Most: lastRetry},
 	}
@@ -225,7 +235,7 @@ func (e *Enforcer) awaitChoice(ctx context.Context) error {
 func (e *Enforcer) listen(ctx context.Context) {
 	for e.await(ctx) {
 	}
-	if now := time.Now(); now.Sub(e.refreshed) >= e.opts.RefreshInterval() {
+	if now := time.Now(); now.Sub(e.refreshed) >= e.refreshInterval() {
 		e.refreshed = now
 		e.resync()
 	}
@@ -235,7 +245,7 @@ func (e *Enforcer) listen(ctx context.Context) {
 func (e *Enforcer) await(ctx context.Context) bool {
 	now := time.Now()
 	e.opts.Heart.Beat(now)
-	wait := min(beat, e.refreshed.Add(e.opts.RefreshInterval()).Sub(now))
+	wait := min(beat, e.refreshed.Add(e.refreshInterval()).Sub(now))
 	if at := e.retry.At(); !at.IsZero() {
 		wait = min(wait, at.Sub(now))
 	}
@@ -257,9 +267,20 @@ func (e *Enforcer) await(ctx context.Context) bool {
 
 // resync has the next run read the kernel.
 func (e *Enforcer) resync() {
+	e.names.Gate.QueueResync()
 	if e.use != nil {
 		e.use.QueueResync()
+		e.reading = true
 	}
+}
+
+// refreshInterval is how long after one reading of the kernel the next is due.
+func (e *Enforcer) refreshInterval() time.Duration {
+	interval := e.opts.RefreshInterval()
+	if e.use != nil && e.use.polled {
+		return min(interval, max(pollInterval, pollShare*e.readTook))
+	}
+	return interval
 }
 
 // Delete takes all that was written out of the kernel, of every dataplane. For uninstalling, after Run.

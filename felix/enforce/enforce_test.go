@@ -27,6 +27,7 @@ import (
 	"github.com/heliograph-dev/heliograph/cni"
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/conntrack"
+	"github.com/heliograph-dev/heliograph/felix/domains"
 	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/nflog"
 	"github.com/heliograph-dev/heliograph/felix/watch"
@@ -169,6 +170,8 @@ type node struct {
 	other    *fakeKernel // by the other dataplane
 	otherErr error
 	flows    *fakeFlows
+	gate     *fakeGate
+	learner  *domains.Learner
 	enforcer *Enforcer
 	registry *prometheus.Registry
 	pokes    chan struct{}
@@ -187,7 +190,7 @@ func (n *node) chosen() string {
 
 func newNode(t *testing.T) *node {
 	return &node{
-		t: t, dir: t.TempDir(), kernel: &fakeKernel{state: policy.NewState()}, other: &fakeKernel{state: policy.NewState()}, choice: Auto, log: &logBuffer{}, flows: &fakeFlows{}, pokes: make(chan struct{}, 1),
+		t: t, dir: t.TempDir(), kernel: &fakeKernel{state: policy.NewState()}, other: &fakeKernel{state: policy.NewState()}, choice: Auto, log: &logBuffer{}, flows: &fakeFlows{}, gate: &fakeGate{}, pokes: make(chan struct{}, 1),
 	}
 }
 
@@ -195,7 +198,7 @@ func newNode(t *testing.T) *node {
 func (n *node) start() (stop func()) {
 	n.t.Helper()
 	log := slog.New(slog.NewTextHandler(n.log, nil))
-	journal, err := feed.OpenJournal(filepath.Join(n.dir, "policy.db"), watch.FeedTypes(), log)
+	journal, err := feed.OpenJournal(filepath.Join(n.dir, "policy.db"), journalTypes(), log)
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -210,12 +213,23 @@ func (n *node) start() (stop func()) {
 		NodeAddresses: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.168.0.1")}, nil },
 		Choice:        n.chosen,
 		Node:          "node", Failsafes: func() compile.Failsafes { return compile.Failsafes{VXLAN: 4789, Probe: 4793, BGP: []uint16{179}} },
+		Names: Names{
+			Gate: n.gate, Resolvers: func() []string { return []string{"k8s-service:kube-dns", "192.0.2.53"} },
+			Want: func(patterns []string) { n.learner.Want(patterns) },
+		},
 		RefreshInterval: func() time.Duration { return time.Minute },
 		Changed:         func() {},
 	})
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	known, err := journal.LoadKind(domains.Records)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.learner = domains.NewLearner(domains.Options{
+		Feed: n.feed, InForce: n.enforcer.Obeyed, Used: n.enforcer.Used, Log: log, Registerer: n.registry,
+	}, known)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -594,4 +608,25 @@ func text(err error) string {
 		return ""
 	}
 	return err.Error()
+}
+
+// TestRefreshInterval: where nobody tells of changes they are looked for, as often as that is cheap.
+func TestRefreshInterval(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		use      *inUse
+		readTook time.Duration
+		want     time.Duration
+	}{
+		{"nothing in use", nil, 0, 90 * time.Second},
+		{"changes are told", &inUse{}, time.Second, 90 * time.Second},
+		{"a quick look", &inUse{polled: true}, 20 * time.Millisecond, pollInterval},
+		{"a slow look", &inUse{polled: true}, 300 * time.Millisecond, 30 * time.Second},
+		{"a very slow one", &inUse{polled: true}, 5 * time.Second, 90 * time.Second},
+	} {
+		e := &Enforcer{opts: Options{RefreshInterval: func() time.Duration { return 90 * time.Second }}, use: tt.use, readTook: tt.readTook}
+		if got := e.refreshInterval(); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
+		}
+	}
 }

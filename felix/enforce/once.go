@@ -18,6 +18,7 @@ import (
 func (e *Enforcer) once(ctx context.Context) {
 	start := time.Now()
 	e.opts.Heart.Begin("policy", start)
+	e.begin()
 	changes := e.opts.Feed.Take()
 	for _, c := range changes {
 		e.take(c)
@@ -40,6 +41,13 @@ func (e *Enforcer) once(ctx context.Context) {
 	e.note(changes)
 }
 
+// begin counts the run, before it takes anything.
+func (e *Enforcer) begin() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.started++
+}
+
 // enforce makes the kernel obey.
 func (e *Enforcer) enforce(ctx context.Context, delta policy.Delta) error {
 	if e.use != nil {
@@ -49,8 +57,15 @@ func (e *Enforcer) enforce(ctx context.Context, delta policy.Delta) error {
 	if e.use == nil {
 		return changed
 	}
+	if err := e.applyNames(ctx, delta); err != nil {
+		return err
+	}
+	start := time.Now()
 	if err := e.use.Apply(ctx); err != nil {
 		return err
+	}
+	if e.reading {
+		e.readTook, e.reading = time.Since(start), false
 	}
 	if err := e.sweep(ctx); err != nil {
 		return err
@@ -142,7 +157,7 @@ func (e *Enforcer) failed(err error, now time.Time) {
 func (e *Enforcer) publish(err error) {
 	e.mu.Lock()
 	if err == nil {
-		e.begun = true
+		e.begun, e.obeyed = true, e.started
 		if e.stale {
 			e.force, e.stale = newForce(e.state), false
 		}

@@ -9,6 +9,7 @@ import (
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/felix/domains"
 	"github.com/heliograph-dev/heliograph/felix/feed"
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/policy"
@@ -45,6 +46,8 @@ func (e *Enforcer) take(c feed.Change) {
 		e.compiler.SetGlobalNetworkSet(o)
 	case *v1alpha1.HostEndpoint:
 		e.compiler.SetHostEndpoint(o, o.Spec.Node == e.opts.Node)
+	case *domains.Record:
+		e.compiler.SetDomain(o.Name, o.Addresses())
 	case nil:
 		e.forget(c.Key)
 	}
@@ -81,5 +84,7 @@ func (e *Enforcer) forget(k feed.Key) {
 		e.compiler.RemoveGlobalNetworkSet(k.Name)
 	case watch.HostEndpoints:
 		e.compiler.RemoveHostEndpoint(k.Name)
+	case domains.Records:
+		e.compiler.RemoveDomain(k.Name)
 	}
 }

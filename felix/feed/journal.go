@@ -92,6 +92,15 @@ func (j *Journal) Load() (changes []Change, complete bool, err error) {
 	return changes, complete, nil
 }
 
+// LoadKind returns what the file holds of one kind.
+func (j *Journal) LoadKind(kind Kind) (changes []Change, err error) {
+	err = j.db.View(func(tx *bolt.Tx) error { return j.loadKind(tx, kind, j.types[kind], &changes) })
+	if err != nil {
+		return nil, fmt.Errorf("load %s: %w", j.db.Path(), err)
+	}
+	return changes, nil
+}
+
 func (j *Journal) loadKind(tx *bolt.Tx, kind Kind, empty func() client.Object, changes *[]Change) error {
 	bucket := tx.Bucket([]byte(kind))
 	if bucket == nil {

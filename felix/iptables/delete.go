@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 )
 
 // Delete removes all that is ours. What was in force ends.
@@ -51,13 +53,15 @@ func (t *Table) deleteSets(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("list ipsets: %w", err)
 		}
-		var errs []error
+		var steps []SetStep
 		for _, name := range slices.Sorted(maps.Keys(actual)) {
-			if err := t.handle.DestroySet(name); err != nil {
-				errs = append(errs, fmt.Errorf("destroy ipset %s: %w", name, err))
-			}
+			steps = append(steps, SetStep{Do: DestroySet, Name: name})
 		}
-		err = errors.Join(errs...)
+		var errs kernel.Errors
+		for _, err := range take(ctx, t.handle, steps) {
+			errs.Add(err)
+		}
+		err = errs.Err()
 		if !errors.Is(err, syscall.EBUSY) || attempt == attempts {
 			return err
 		}

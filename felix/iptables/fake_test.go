@@ -138,44 +138,42 @@ func (h *host) ListSets(prefix string) (map[string]Set, error) {
 	return out, nil
 }
 
-func (h *host) CreateSet(name string, kind policy.SetKind, f policy.Family) error {
-	if err := h.refuses("create", name); err != nil {
-		return err
+func (h *host) ChangeSets(_ context.Context, steps []SetStep) []error {
+	errs := make([]error, len(steps))
+	for i, step := range steps {
+		op := map[SetVerb]string{CreateSet: "create", AddMembers: "add", RemoveMembers: "remove", DestroySet: "destroy"}[step.Do]
+		if errs[i] = h.refuses(op, step.Name); errs[i] == nil {
+			errs[i] = h.changeSet(step)
+		}
 	}
-	if h.sets[name].Members != nil {
-		return syscall.EEXIST
-	}
-	h.sets[name] = Set{kind, f, map[policy.Member]struct{}{}}
-	return nil
+	return errs
 }
 
-func (h *host) AddMembers(name string, members []policy.Member) error {
-	if err := h.refuses("add", name); err != nil {
-		return err
+func (h *host) changeSet(step SetStep) error {
+	s, exists := h.sets[step.Name]
+	switch {
+	case step.Do == CreateSet && exists:
+		return syscall.EEXIST
+	case step.Do == CreateSet:
+		h.sets[step.Name] = Set{step.Kind, step.Family, map[policy.Member]struct{}{}}
+		return nil
+	case !exists:
+		return syscall.ENOENT
+	case step.Do == DestroySet:
+		return h.destroy(step.Name)
 	}
-	for _, m := range members {
-		if m.Prefix.Bits() == 0 || policy.FamilyOf(m.Prefix.Addr()) != h.sets[name].Family {
+	for _, m := range step.Members {
+		if m.Prefix.Bits() == 0 || policy.FamilyOf(m.Prefix.Addr()) != s.Family {
 			return fmt.Errorf("no member of this set: %s", m)
 		}
-		h.sets[name].Members[m] = struct{}{}
+		if s.Members[m] = struct{}{}; step.Do == RemoveMembers {
+			delete(s.Members, m)
+		}
 	}
 	return nil
 }
 
-func (h *host) RemoveMembers(name string, members []policy.Member) error {
-	if err := h.refuses("remove", name); err != nil {
-		return err
-	}
-	for _, m := range members {
-		delete(h.sets[name].Members, m)
-	}
-	return nil
-}
-
-func (h *host) DestroySet(name string) error {
-	if err := h.refuses("destroy", name); err != nil {
-		return err
-	}
+func (h *host) destroy(name string) error {
 	for _, table := range h.tables {
 		for _, lines := range table {
 			if slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, name+" ") }) {

@@ -5,6 +5,7 @@ package iptables
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os/exec"
 	"strings"
@@ -242,7 +243,7 @@ func TestMarksAndLogs(t *testing.T) {
 func TestIPSet(t *testing.T) {
 	need(t, NFT)
 	nettest.Run(t, func(t *testing.T) {
-		k, err := Open(Auto)
+		k, err := Open(Auto, NewRestores())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -268,10 +269,8 @@ func TestIPSet(t *testing.T) {
 			for m := range s.Members {
 				members = append(members, m)
 			}
-			err := errors.Join(k.CreateSet(name, s.Kind, s.Family), k.AddMembers(name, members), k.AddMembers(name, members[:3]))
-			if err != nil {
-				t.Fatal(err)
-			}
+			change(t, k, SetStep{Do: CreateSet, Name: name, Kind: s.Kind, Family: s.Family},
+				SetStep{Do: AddMembers, Name: name, Members: members}, SetStep{Do: AddMembers, Name: name, Members: members[:3]})
 		}
 		nettest.Cmd(t, "ipset", "create", "KUBE-SET", "hash:ip")
 		compareSets(t, k, want)
@@ -280,9 +279,7 @@ func TestIPSet(t *testing.T) {
 		}
 		compareSets(t, k, want)
 		for name := range want {
-			if err := k.DestroySet(name); err != nil {
-				t.Fatal(err)
-			}
+			change(t, k, SetStep{Do: DestroySet, Name: name})
 		}
 		compareSets(t, k, map[string]Set{})
 	})
@@ -298,9 +295,42 @@ func leave(t *testing.T, k *Kernel, name string, s Set) {
 			delete(s.Members, m)
 		}
 	}
-	if err := errors.Join(k.RemoveMembers(name, list), k.RemoveMembers(name, list)); err != nil {
+	remove := SetStep{Do: RemoveMembers, Name: name, Members: list}
+	change(t, k, remove, remove)
+}
+
+func change(t *testing.T, k *Kernel, steps ...SetStep) {
+	t.Helper()
+	if err := errors.Join(k.ChangeSets(t.Context(), steps)...); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestStepsAreApart: of many steps one that the kernel refuses is told, and all others are taken.
+func TestStepsAreApart(t *testing.T) {
+	need(t, NFT)
+	nettest.Run(t, func(t *testing.T) {
+		k, err := Open(NFT, NewRestores())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer k.Close() //nolint:errcheck // a test's
+		want, members := map[string]Set{}, []policy.Member{member("192.0.2.1/32")}
+		var steps []SetStep
+		for i := range 300 {
+			name := fmt.Sprint(prefix, i)
+			steps = append(steps, SetStep{Do: CreateSet, Name: name, Family: policy.IPv4}, SetStep{Do: AddMembers, Name: name, Members: members})
+			want[name] = Set{Family: policy.IPv4, Members: map[policy.Member]struct{}{members[0]: {}}}
+		}
+		steps[200].Name = strings.Repeat("n", 40)
+		delete(want, fmt.Sprint(prefix, 100))
+		for i, err := range k.ChangeSets(t.Context(), steps) {
+			if (err != nil) != (i == 200 || i == 201) {
+				t.Errorf("%s: %v", steps[i], err)
+			}
+		}
+		compareSets(t, k, want)
+	})
 }
 
 func compareSets(t *testing.T, k *Kernel, want map[string]Set) {
@@ -345,7 +375,7 @@ func TestDetect(t *testing.T) {
 // TestNoIPTables: a host without the commands is told so.
 func TestNoIPTables(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	if _, err := Open(Auto); !errors.Is(err, ErrNoIPTables) {
+	if _, err := Open(Auto, NewRestores()); !errors.Is(err, ErrNoIPTables) {
 		t.Errorf("got %v, want %v", err, ErrNoIPTables)
 	}
 }

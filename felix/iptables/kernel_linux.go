@@ -31,6 +31,7 @@ var ErrNoIPTables = errors.New("the host has no iptables")
 type Kernel struct {
 	*ipset
 	variant  Variant
+	restores *Restores
 	commands map[policy.Family]commands
 }
 
@@ -38,12 +39,12 @@ type Kernel struct {
 type commands struct{ save, restore string }
 
 // Open finds the commands of a variant, or of the one that the host uses, and opens ipset. It acts on the
-// present network namespace. Close it after use.
-func Open(v Variant) (*Kernel, error) {
+// present network namespace. What it changes it tells to restores. Close it after use.
+func Open(v Variant, restores *Restores) (*Kernel, error) {
 	if v == Auto {
 		v = detect()
 	}
-	k := &Kernel{variant: v, commands: map[policy.Family]commands{}}
+	k := &Kernel{variant: v, restores: restores, commands: map[policy.Family]commands{}}
 	for f, name := range map[policy.Family]string{policy.IPv4: "iptables", policy.IPv6: "ip6tables"} {
 		if _, err := os.Stat("/proc/net/if_inet6"); f == policy.IPv6 && err != nil {
 			continue // a kernel without IPv6 has no packets of it either
@@ -139,7 +140,7 @@ func (k *Kernel) Save(ctx context.Context, f policy.Family) ([]byte, error) {
 	if _, ok := k.commands[f]; !ok {
 		return nil, nil
 	}
-	return run(ctx, nil, k.commands[f].save, "-c", "-t", "filter")
+	return run(ctx, nil, func(int) {}, k.commands[f].save, "-c", "-t", "filter")
 }
 
 // Restore implements Handle. It waits for others who hold the lock.
@@ -147,15 +148,24 @@ func (k *Kernel) Restore(ctx context.Context, f policy.Family, input []byte) err
 	if _, ok := k.commands[f]; !ok {
 		return nil
 	}
-	_, err := run(ctx, input, k.commands[f].restore, "--noflush", "-w", "5")
+	told := func(int) {}
+	if k.variant == NFT {
+		told = k.restores.add
+	}
+	_, err := run(ctx, input, told, k.commands[f].restore, "--noflush", "-w", "5")
 	return err
 }
 
-func run(ctx context.Context, input []byte, name string, args ...string) ([]byte, error) {
+// run runs a command to its end; started is told its number.
+func run(ctx context.Context, input []byte, started func(pid int), name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // found in the path
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &stdout, &stderr
-	err := cmd.Run()
+	err := cmd.Start()
+	if err == nil {
+		started(cmd.Process.Pid)
+		err = cmd.Wait()
+	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}

@@ -16,7 +16,7 @@ import (
 // open makes a driver of a variant on the kernel.
 func open(t testing.TB, v Variant) *Table {
 	t.Helper()
-	k, err := Open(v)
+	k, err := Open(v, NewRestores())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,13 +3,16 @@
 package iptables
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net/netip"
 	"slices"
 	"syscall"
 
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -205,68 +208,84 @@ func first(a, b string) string {
 
 // grow creates sets and lets members join: before rules refer to them. Names of sets that the kernel
 // refuses are in the map.
-func (s *sets) grow(h Handle) (refused map[string]error, err error) {
-	refused = map[string]error{}
+func (s *sets) grow(ctx context.Context, h Handle) (refused map[string]error, err error) {
+	var steps []SetStep
 	for _, name := range slices.Sorted(maps.Keys(s.dirty)) {
 		x := s.want[name]
-		if err := s.growOne(h, name, x); transient(err) {
+		if !x.created {
+			steps = append(steps, SetStep{Do: CreateSet, Name: name, Kind: x.kind, Family: x.family})
+		}
+		if add := x.part(true); len(add) > 0 {
+			steps = append(steps, SetStep{Do: AddMembers, Name: name, Members: add})
+		}
+	}
+	refused = map[string]error{}
+	for step, err := range take(ctx, h, steps) {
+		x := s.want[step.Name]
+		switch {
+		case transient(err):
 			return refused, err
-		} else if err != nil {
-			refused[name] = err
+		case err != nil && refused[step.Name] == nil:
+			refused[step.Name] = err
+		case err == nil && step.Do == CreateSet:
+			x.created = true
+		case err == nil:
+			x.done(step.Members)
 		}
 	}
 	return refused, nil
 }
 
-func (s *sets) growOne(h Handle, name string, x *set) error {
-	if !x.created {
-		if err := h.CreateSet(name, x.kind, x.family); err != nil {
-			return fmt.Errorf("create ipset %s: %w", name, err)
+// take takes steps, and yields each with what became of it.
+func take(ctx context.Context, h Handle, steps []SetStep) iter.Seq2[SetStep, error] {
+	errs := h.ChangeSets(ctx, steps)
+	return func(yield func(SetStep, error) bool) {
+		for i, step := range steps {
+			var err error
+			if errs != nil && errs[i] != nil {
+				err = fmt.Errorf("%s: %w", step, errs[i])
+			}
+			if !yield(step, err) {
+				return
+			}
 		}
-		x.created = true
 	}
-	add := x.part(true)
-	if len(add) == 0 {
-		return nil
-	}
-	if err := h.AddMembers(name, add); err != nil {
-		return fmt.Errorf("add %d members to ipset %s: %w", len(add), name, err)
-	}
-	x.done(add)
-	return nil
 }
 
 // shrink lets members leave and destroys sets: after rules no longer need them. A set that the kernel is
 // not done with yet waits for the next time.
-func (s *sets) shrink(h Handle) error {
-	var errs []error
+func (s *sets) shrink(ctx context.Context, h Handle) error {
+	var steps []SetStep
 	for _, name := range slices.Sorted(maps.Keys(s.dirty)) {
 		x := s.want[name]
 		if remove := x.part(false); len(remove) > 0 && x.created {
-			if err := h.RemoveMembers(name, remove); err != nil {
-				errs = append(errs, fmt.Errorf("remove %d members of ipset %s: %w", len(remove), name, err))
-				continue
-			}
-			x.done(remove)
-		}
-		if x.created && len(x.pending) == 0 {
-			delete(s.dirty, name)
+			steps = append(steps, SetStep{Do: RemoveMembers, Name: name, Members: remove})
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.gone)) {
 		if s.gone[name].created {
-			err := h.DestroySet(name)
-			if errors.Is(err, syscall.EBUSY) {
-				continue
-			}
-			if err != nil && !errors.Is(err, syscall.ENOENT) {
-				errs = append(errs, fmt.Errorf("destroy ipset %s: %w", name, err))
-				continue
-			}
+			steps = append(steps, SetStep{Do: DestroySet, Name: name})
+		} else {
+			delete(s.gone, name)
 		}
-		delete(s.gone, name)
 	}
-	return errors.Join(errs...)
+	var errs kernel.Errors
+	for step, err := range take(ctx, h, steps) {
+		switch {
+		case step.Do == RemoveMembers && err == nil:
+			s.want[step.Name].done(step.Members)
+		case step.Do == DestroySet && (err == nil || errors.Is(err, syscall.ENOENT)):
+			delete(s.gone, step.Name)
+		case step.Do == RemoveMembers || !errors.Is(err, syscall.EBUSY):
+			errs.Add(err)
+		}
+	}
+	for name := range s.dirty {
+		if x := s.want[name]; x.created && len(x.pending) == 0 {
+			delete(s.dirty, name)
+		}
+	}
+	return errs.Err()
 }
 
 func netMembers(nets []netip.Prefix) []policy.Member {

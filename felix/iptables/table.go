@@ -35,6 +35,32 @@ type Set struct {
 	Members map[policy.Member]struct{}
 }
 
+// SetVerb is what a SetStep does.
+type SetVerb uint8
+
+// Verbs.
+const (
+	CreateSet     SetVerb = iota // of the kind and family
+	AddMembers                   // some of which the set may have
+	RemoveMembers                // some of which the set may lack
+	DestroySet
+)
+
+// SetStep is one change of an ipset.
+type SetStep struct {
+	Do      SetVerb
+	Name    string
+	Kind    policy.SetKind
+	Family  policy.Family
+	Members []policy.Member
+}
+
+// String is "create ipset HEL-a4-…".
+func (s SetStep) String() string {
+	verb := [...]string{"create ipset", "add members to ipset", "remove members of ipset", "destroy ipset"}[s.Do]
+	return verb + " " + s.Name
+}
+
 // Handle is what Table needs of the host. *Kernel satisfies it.
 type Handle interface {
 	// Save prints the table filter of a family, with counters.
@@ -43,12 +69,9 @@ type Handle interface {
 	Restore(ctx context.Context, f policy.Family, input []byte) error
 	// ListSets reads the ipsets whose names begin so.
 	ListSets(prefix string) (map[string]Set, error)
-	CreateSet(name string, kind policy.SetKind, f policy.Family) error
-	// AddMembers adds members, some of which the set may have.
-	AddMembers(name string, members []policy.Member) error
-	// RemoveMembers removes members, some of which the set may lack.
-	RemoveMembers(name string, members []policy.Member) error
-	DestroySet(name string) error
+	// ChangeSets takes the steps one after the other, whatever becomes of those before. It returns nil, or for
+	// each step nil or why it was not taken.
+	ChangeSets(ctx context.Context, steps []SetStep) []error
 }
 
 // Table is the driver. Its methods must be called from one goroutine.
@@ -241,7 +264,7 @@ func (t *Table) apply(ctx context.Context) error {
 			return err
 		}
 	}
-	refused, err := t.sets.grow(t.handle)
+	refused, err := t.sets.grow(ctx, t.handle)
 	if err != nil {
 		return err
 	}
@@ -259,7 +282,7 @@ func (t *Table) apply(ctx context.Context) error {
 			return err // and keep the sets that the rules may refer to
 		}
 	}
-	return t.sets.shrink(t.handle)
+	return t.sets.shrink(ctx, t.handle)
 }
 
 // render translates what has changed.

@@ -48,6 +48,18 @@ func (b *Batch) AttrUint32(typ uint16, v uint32) {
 	b.grown()
 }
 
+// AttrUint8 appends an attribute of one byte.
+func (b *Batch) AttrUint8(typ uint16, v uint8) { b.Attr(typ, []byte{v}) }
+
+// Nest appends an attribute that holds those that fill appends, less than 64 KiB of them.
+func (b *Batch) Nest(typ uint16, fill func()) {
+	at := len(b.buf)
+	b.attr(typ|nested, 0)
+	fill()
+	binary.NativeEndian.PutUint16(b.buf[at:], uint16(len(b.buf)-at))
+	b.grown()
+}
+
 // AttrAddr appends an attribute that is an address.
 func (b *Batch) AttrAddr(typ uint16, a netip.Addr) {
 	if a.Is4() {
@@ -61,6 +73,9 @@ func (b *Batch) AttrAddr(typ uint16, a netip.Addr) {
 
 // Len is the number of messages.
 func (b *Batch) Len() int { return len(b.start) }
+
+// Size is the number of bytes.
+func (b *Batch) Size() int { return len(b.buf) }
 
 // Reset makes the batch empty.
 func (b *Batch) Reset() { b.buf, b.start = b.buf[:0], b.start[:0] }
@@ -108,8 +123,9 @@ func (b *Batch) fits(from int) int {
 }
 
 const (
-	nlmRequest = 0x1 // NLM_F_REQUEST
-	nlmAck     = 0x4 // NLM_F_ACK
+	nlmRequest = 0x1    // NLM_F_REQUEST
+	nlmAck     = 0x4    // NLM_F_ACK
+	nested     = 0x8000 // NLA_F_NESTED
 
 	// maxMessages go into one datagram. Each of them may be answered by an error of its own, about
 	// 1 KiB in the kernel's accounting, and all must fit into the receive buffer that an

@@ -22,14 +22,14 @@ const (
 	// datagram is the most that the kernel puts into one datagram of a dump (32 KiB, but it makes
 	// use of larger reads only on some versions).
 	datagram = 64 << 10
-	// patience is how long a missing answer is waited for. rtnetlink works in the sender's context:
+	// patience is how long a missing answer is waited for. Both families work in the sender's context:
 	// when the send returns the answer is there, or lost.
 	patience = time.Second
 	// attempts is how often an interrupted dump is made before it is taken as it is.
 	attempts = 5
 )
 
-// Conn is one rtnetlink socket that is kept. It belongs to the goroutine that applies: drivers may
+// Conn is one netlink socket that is kept, of rtnetlink or of netfilter. It belongs to the goroutine that applies: drivers may
 // share it as long as they work one after the other.
 //
 // The socket is mdlayher/netlink's, for its setup and its place in Go's poller; requests and answers
@@ -38,6 +38,7 @@ const (
 type Conn struct {
 	sock   *netlink.Conn
 	raw    syscall.RawConn
+	name   string
 	portID uint32
 	seq    uint32
 	sent   uint64
@@ -45,16 +46,21 @@ type Conn struct {
 	kernel unix.SockaddrNetlink
 }
 
-// Dial opens the socket in the network namespace of the calling thread.
-func Dial() (*Conn, error) {
-	sock, err := netlink.Dial(unix.NETLINK_ROUTE, &netlink.Config{Strict: true})
+// Dial opens a socket of rtnetlink in the network namespace of the calling thread.
+func Dial() (*Conn, error) { return dial(unix.NETLINK_ROUTE, "rtnetlink") }
+
+// DialNetfilter opens one of netfilter, whose messages begin with NfgenmsgLen bytes.
+func DialNetfilter() (*Conn, error) { return dial(unix.NETLINK_NETFILTER, "netfilter") }
+
+func dial(family int, name string) (*Conn, error) {
+	sock, err := netlink.Dial(family, &netlink.Config{Strict: true})
 	if err != nil {
-		return nil, fmt.Errorf("open rtnetlink socket: %w", err)
+		return nil, fmt.Errorf("open %s socket: %w", name, err)
 	}
-	c := &Conn{sock: sock, portID: sock.PID(), kernel: unix.SockaddrNetlink{Family: unix.AF_NETLINK}}
+	c := &Conn{sock: sock, name: name, portID: sock.PID(), kernel: unix.SockaddrNetlink{Family: unix.AF_NETLINK}}
 	if err := c.setup(); err != nil {
 		_ = sock.Close()
-		return nil, fmt.Errorf("set up rtnetlink socket: %w", err)
+		return nil, fmt.Errorf("set up %s socket: %w", name, err)
 	}
 	return c, nil
 }
@@ -139,7 +145,7 @@ func (c *Conn) Execute(ctx context.Context, b *Batch) []error {
 // exchange sends n requests and reads until the last one is answered.
 func (c *Conn) exchange(p []byte, first uint32, n int, refused func(int, error)) error {
 	if err := c.send(p); err != nil {
-		return fmt.Errorf("send to rtnetlink: %w", err)
+		return fmt.Errorf("send to %s: %w", c.name, err)
 	}
 	c.sent += uint64(n)
 	for {
@@ -193,7 +199,7 @@ func (c *Conn) dump(b *Batch, dst []byte) ([]byte, error) {
 	seq := c.take(1)
 	binary.NativeEndian.PutUint32(b.buf[8:], seq)
 	if err := c.send(b.buf); err != nil {
-		return dst, fmt.Errorf("send to rtnetlink: %w", err)
+		return dst, fmt.Errorf("send to %s: %w", c.name, err)
 	}
 	c.sent++
 	interrupted := false

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/mdlayher/netlink"
@@ -17,9 +16,22 @@ import (
 // NfgenmsgLen is the length of the header of every netfilter message: family, version, resource.
 const NfgenmsgLen = 4
 
-// MonitorNFTables calls poke whenever somebody else has changed a table of family inet, or may have, until
-// ctx ends. own tells the port ids of our own sockets.
-func MonitorNFTables(ctx context.Context, table string, own func(portID uint32) bool, poke func()) error {
+// NFTEvent is a change of something in a table of nftables.
+type NFTEvent struct {
+	Family byte   // NFPROTO_…
+	Kind   uint16 // NFT_MSG_…
+	Table  string
+	Chain  string // of chains and rules
+}
+
+// OfInetTable is the events about a table of family inet.
+func OfInetTable(name string) func(NFTEvent) bool {
+	return func(e NFTEvent) bool { return e.Family == unix.NFPROTO_INET && e.Table == name }
+}
+
+// MonitorNFTables calls poke whenever somebody else has changed what concerns us, or may have, until ctx
+// ends. own tells the port ids of our own sockets.
+func MonitorNFTables(ctx context.Context, concerns func(NFTEvent) bool, own func(portID uint32) bool, poke func()) error {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("open netlink socket: %w", err)
@@ -34,6 +46,10 @@ func MonitorNFTables(ctx context.Context, table string, own func(portID uint32) 
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
+	foreign := func(m netlink.Message) bool {
+		e, ok := eventOf(m)
+		return ok && concerns(e) && !own(m.Header.PID)
+	}
 	for {
 		msgs, err := conn.Receive()
 		switch {
@@ -43,19 +59,33 @@ func MonitorNFTables(ctx context.Context, table string, own func(portID uint32) 
 			poke()
 		case err != nil:
 			return fmt.Errorf("receive nftables events: %w", err)
-		case slices.ContainsFunc(msgs, func(m netlink.Message) bool { return !own(m.Header.PID) && aboutTable(m, table) }):
+		case slices.ContainsFunc(msgs, foreign):
 			poke()
 		}
 	}
 }
 
-// aboutTable says whether an event is about a table. Its name is the first attribute of all of them.
-func aboutTable(m netlink.Message, table string) bool {
-	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || m.Header.Type&0xff == unix.NFT_MSG_NEWGEN || len(m.Data) < NfgenmsgLen {
-		return false
+// eventOf reads an event. The table's name is the first attribute of all of them.
+func eventOf(m netlink.Message) (NFTEvent, bool) {
+	e := NFTEvent{Kind: uint16(m.Header.Type) & 0xff}
+	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || e.Kind == unix.NFT_MSG_NEWGEN || len(m.Data) < NfgenmsgLen {
+		return e, false
 	}
-	attrs, err := netlink.UnmarshalAttributes(m.Data[NfgenmsgLen:])
-	return m.Data[0] == unix.NFPROTO_INET && err == nil && slices.ContainsFunc(attrs, func(a netlink.Attribute) bool {
-		return a.Type == unix.NFTA_TABLE_NAME && strings.TrimRight(string(a.Data), "\x00") == table
-	})
+	e.Family = m.Data[0]
+	chain := uint16(0)
+	switch e.Kind {
+	case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+		chain = unix.NFTA_RULE_CHAIN
+	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN:
+		chain = unix.NFTA_CHAIN_NAME
+	}
+	for typ, v := range Attributes(m.Data[NfgenmsgLen:]) {
+		switch typ {
+		case unix.NFTA_TABLE_NAME:
+			e.Table = String(v)
+		case chain:
+			e.Chain = String(v)
+		}
+	}
+	return e, e.Table != ""
 }

@@ -287,7 +287,7 @@ func parseRule(b []byte, next map[string]int) (string, error) {
 
 // Monitor calls poke whenever somebody else has changed our table, or may have, until ctx ends.
 func (k *Kernel) Monitor(ctx context.Context, poke func()) error {
-	return kernel.MonitorNFTables(ctx, desired.NFTTable, func(port uint32) bool { return port == k.port.Load() }, poke)
+	return kernel.MonitorNFTables(ctx, kernel.OfInetTable(desired.NFTTable), func(port uint32) bool { return port == k.port.Load() }, poke)
 }
 
 func (s setSpec) set(table *nftables.Table) *nftables.Set {

@@ -22,6 +22,7 @@ const sendBuffer = 64 << 20
 // Kernel is the Handle of the network namespace in which it was opened.
 type Kernel struct {
 	fd       int
+	room     int    // bytes that the kernel takes at a time
 	port     uint32 // our netlink address, by which Monitor tells our changes from those of others
 	sequence uint32 // of the last message: answers to earlier ones, of a turn that failed, are skipped
 }
@@ -56,6 +57,11 @@ func (k *Kernel) setUp() error {
 			return err
 		}
 	}
+	buffer, err := unix.GetsockoptInt(k.fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+	if err != nil {
+		return err
+	}
+	k.room = buffer - 32 // netlink_sendmsg
 	// A refusal need not bring back the message, of up to 64 KiB.
 	if err := unix.SetsockoptInt(k.fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1); err != nil {
 		return err
@@ -70,7 +76,7 @@ func (k *Kernel) setUp() error {
 
 // Commit sends a transaction.
 func (k *Kernel) Commit(tx Transaction) error {
-	b := &batch{sequence: k.sequence}
+	b := &batch{sequence: k.sequence, attributes: make(attributes, 0, min(estimate(tx), k.room))}
 	defer func() { k.sequence = b.sequence }()
 	b.begin(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	b.end()
@@ -91,6 +97,9 @@ func (k *Kernel) Commit(tx Transaction) error {
 		if err := b.op(&tx.Ops[i]); err != nil {
 			return err
 		}
+		if len(b.attributes) > k.room {
+			return fmt.Errorf("send %d operations (the first %d are %d bytes): %w", len(tx.Ops), i+1, len(b.attributes), unix.EMSGSIZE)
+		}
 	}
 	// Refusals are told of each message anyway; that all went well, of this one.
 	acknowledge(b.attributes[b.last:])
@@ -104,6 +113,17 @@ func (k *Kernel) Commit(tx Transaction) error {
 		return fmt.Errorf("send %d operations (%d bytes): %w", len(tx.Ops), len(b.attributes), err)
 	}
 	return k.answers(k.sequence+1, last, first)
+}
+
+// estimate is about how many bytes a transaction is: a buffer that grows step by step is copied, and left to
+// the collector, several times its size.
+func estimate(tx Transaction) int {
+	const batch, op, element = 256, 512, 64
+	n := batch + op*len(tx.Ops)
+	for i := range tx.Ops {
+		n += element * len(tx.Ops[i].Elements)
+	}
+	return n
 }
 
 func acknowledge(message []byte) {
@@ -179,5 +199,5 @@ func parseAnswer(b []byte) (sequence uint32, errno syscall.Errno, err error) {
 
 // Monitor calls poke whenever somebody else has changed our table, or may have, until ctx ends.
 func (k *Kernel) Monitor(ctx context.Context, poke func()) error {
-	return kernel.MonitorNFTables(ctx, desired.NFTPolicyTable, func(port uint32) bool { return port == k.port }, poke)
+	return kernel.MonitorNFTables(ctx, kernel.OfInetTable(desired.NFTPolicyTable), func(port uint32) bool { return port == k.port }, poke)
 }

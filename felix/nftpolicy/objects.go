@@ -139,6 +139,7 @@ func (o *objects) plan(replace bool) []Op {
 	if replace {
 		chains = slices.Sorted(maps.Keys(o.chains))
 	}
+	p.rules = make([]Op, 0, o.rules(chains))
 	for _, name := range chains {
 		p.chain(o.chains[name])
 	}
@@ -148,6 +149,16 @@ func (o *objects) plan(replace bool) []Op {
 		}
 	}
 	return p.ops()
+}
+
+// rules is how many rules chains should have: as many operations may be needed.
+func (o *objects) rules(chains []string) (n int) {
+	for _, name := range chains {
+		if c := o.chains[name].want; c != nil {
+			n += len(c.Rules)
+		}
+	}
+	return n
 }
 
 // committed learns that the kernel has done all that was planned.

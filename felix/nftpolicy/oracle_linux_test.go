@@ -10,8 +10,8 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/policytest"
 )
 
-// TestOracle: what becomes of real packets is what policy/eval says; HELIOGRAPH_LONG=1 for 5,000 of them.
-// TestPackets asks the same with states and frames of its own.
+// TestOracle: what becomes of real packets, and what rules count of them, is what policy/eval says;
+// HELIOGRAPH_LONG=1 for 5,000 of them.
 func TestOracle(t *testing.T) {
 	o := policytest.Options{Packets: 1500}
 	switch {

@@ -41,6 +41,9 @@ type Packet struct {
 	// Neighbour is a message of IPv6's neighbour discovery, by which a pod finds its node: it has the
 	// hop limit that no router lets through.
 	Neighbour bool
+	// Via is the address and port of a service that the packet is sent to, which the test has the node
+	// translate to Dst and DstPort. The zero one is none.
+	Via netip.AddrPort
 }
 
 // String is "pod 1 to outside, TCP 10.244.0.2:1024 to 192.0.2.2:80".
@@ -55,6 +58,9 @@ func (p Packet) String() string {
 	}
 	if p.MidStream {
 		text += " (mid-stream)"
+	}
+	if p.Via.IsValid() {
+		text += fmt.Sprintf(" (by the service at %s)", p.Via)
 	}
 	return text
 }
@@ -83,11 +89,14 @@ const (
 	// tail is the magic and the packet's id, with which each of our packets ends.
 	tail = 8
 
-	tcpSYN, tcpACK = 0x02, 0x10
+	tcpSYN, tcpPSH, tcpACK = 0x02, 0x08, 0x10
 )
 
 // marshal returns the packet from its IP header on, with right checksums: conntrack looks at them.
 func (p Packet) marshal(id uint32) []byte {
+	if p.Via.IsValid() {
+		p.Dst, p.DstPort = p.Via.Addr(), p.Via.Port()
+	}
 	end := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, magic), id)
 	transport := p.transport(id, end)
 	if p.Src.Is4() {
@@ -119,7 +128,7 @@ func (p Packet) transport(id uint32, end []byte) []byte {
 	case policy.TCP:
 		flags := byte(tcpSYN)
 		if p.MidStream {
-			flags = tcpACK
+			flags = tcpACK | tcpPSH*byte(id&1) // every other one as with data
 		}
 		h := append(ports, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, flags, 0xff, 0xff, 0, 0, 0, 0)
 		return p.sum(append(h, end...), 16)

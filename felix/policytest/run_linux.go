@@ -17,21 +17,29 @@ import (
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
-// seedEnv repeats a run of Run with the seed that it printed.
+// seedEnv repeats a run with the seed that it printed.
 const seedEnv = "HELIOGRAPH_SEED"
+
+// Seed is the one in HELIOGRAPH_SEED, else the given one, else a new one. It prints it.
+func Seed(t testing.TB, given uint64) uint64 {
+	t.Helper()
+	seed, err := strconv.ParseUint(os.Getenv(seedEnv), 10, 64)
+	if err != nil {
+		seed = given
+	}
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano()) //nolint:gosec // any number
+	}
+	t.Logf("seed %d", seed)
+	return seed
+}
 
 // Run tests a renderer, in a namespace of its own. open is called in there, and more than once: what an
 // earlier one left in the kernel is then replaced by the next.
 func Run(t *testing.T, open func(t testing.TB) Renderer, o Options) {
 	t.Helper()
 	nettest.Run(t, func(t *testing.T) {
-		if seed, err := strconv.ParseUint(os.Getenv(seedEnv), 10, 64); err == nil {
-			o.Seed = seed
-		}
-		if o.Seed == 0 {
-			o.Seed = uint64(time.Now().UnixNano()) //nolint:gosec // any number
-		}
-		t.Logf("seed %d", o.Seed)
+		o.Seed = Seed(t, o.Seed)
 		r := Check(t, open, o)
 		t.Logf("%s", r)
 		for _, m := range r.Mismatches {

@@ -130,7 +130,11 @@ type Felix struct {
 	Dataplane       string // of policy: v1alpha1.DataplaneAuto and so on
 	// FailsafeInbound and FailsafeOutbound are as users wrote them; nil: the defaults, which policy has.
 	FailsafeInbound, FailsafeOutbound *[]v1alpha1.ProtoPort
+	DNSServers                        []string
 }
+
+// DefaultDNSServer is who is believed about names of domains.
+const DefaultDNSServer = "k8s-service:kube-system/kube-dns"
 
 // Defaults of Felix (RFC 7348 for the port).
 const (
@@ -273,6 +277,7 @@ func felixOf(configs []v1alpha1.FelixConfiguration, node string) Felix {
 	f := Felix{
 		VXLANPort: DefaultVXLANPort, VXLANVNI: DefaultVXLANVNI, ProbePort: DefaultProbePort,
 		RefreshInterval: DefaultRefreshInterval, IPAMCooldown: DefaultIPAMCooldown, Dataplane: string(v1alpha1.DataplaneAuto),
+		DNSServers: []string{DefaultDNSServer},
 	}
 	for _, name := range []string{v1alpha1.DefaultName, v1alpha1.NodeNamePrefix + node} {
 		for _, c := range configs {
@@ -308,6 +313,9 @@ func (f *Felix) lay(s v1alpha1.FelixConfigurationSpec) {
 	}
 	if s.FailsafeOutboundHostPorts != nil {
 		f.FailsafeOutbound = s.FailsafeOutboundHostPorts
+	}
+	if s.DNSTrustedServers != nil {
+		f.DNSServers = s.DNSTrustedServers
 	}
 	if s.IPAMCooldown != nil {
 		f.IPAMCooldown = s.IPAMCooldown.Duration

@@ -60,7 +60,7 @@ var rules = []rule{
 	{
 		packages: []string{
 			"felix/link", "felix/address", "felix/neigh", "felix/nexthop", "felix/route", "felix/nft", "felix/sysctl",
-			"felix/conntrack", "felix/rule", "felix/capability", "felix/kernel", "felix/explain", "felix/nftpolicy", "felix/iptables", "felix/nflog",
+			"felix/conntrack", "felix/rule", "felix/capability", "felix/kernel", "felix/explain", "felix/nftpolicy", "felix/iptables", "felix/nflog", "felix/dnsgate",
 		},
 		forbid: []string{
 			"k8s.io", "sigs.k8s.io", "github.com/osrg", module + "/api", module + "/bgp", module + "/felix/calc", module + "/felix/snapshot",

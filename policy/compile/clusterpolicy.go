@@ -126,7 +126,7 @@ func (t *translation) clusterEgress(r *reader, rules []policyv1alpha2.ClusterNet
 	var list []policy.Rule
 	for i := range rules {
 		at := path.Index(i)
-		peers := clusterPeers{reader: r}
+		peers := clusterPeers{reader: r, accepts: rules[i].Action == policyv1alpha2.ClusterNetworkPolicyRuleActionAccept}
 		for j := range rules[i].To {
 			peers.add(rules[i].To[j], at.Child("to").Index(j))
 		}
@@ -168,6 +168,7 @@ type clusterPeers struct {
 	*reader
 	addresses policy.Addresses
 	owners    []selector
+	accepts   bool
 }
 
 func (p *clusterPeers) add(peer policyv1alpha2.ClusterNetworkPolicyEgressPeer, path *field.Path) {
@@ -187,7 +188,7 @@ func (p *clusterPeers) add(peer policyv1alpha2.ClusterNetworkPolicyEgressPeer, p
 		}
 		return
 	case len(peer.DomainNames) > 0:
-		p.errs = append(p.errs, field.Forbidden(path.Child("domainNames"), "names of domains are not served, and the rule matches nothing"))
+		p.addDomains(peer.DomainNames, path.Child("domainNames"))
 		return
 	default:
 		p.errs = append(p.errs, field.Required(path, "a peer of a kind that is not known"))
@@ -196,6 +197,21 @@ func (p *clusterPeers) add(peer policyv1alpha2.ClusterNetworkPolicyEgressPeer, p
 	p.addresses.Sets = append(p.addresses.Sets, p.set(setSpec{selector: s}))
 	if s.kinds == pods {
 		p.owners = append(p.owners, s)
+	}
+}
+
+func (p *clusterPeers) addDomains(names []policyv1alpha2.DomainName, path *field.Path) {
+	if !p.accepts {
+		p.errs = append(p.errs, field.Forbidden(path, "only rules that accept have names of domains: what DNS has not told (yet) would not match"))
+		return
+	}
+	for i, n := range names {
+		s, err := domainSelector(string(n))
+		if err != nil {
+			p.invalid(path.Index(i), n, "%s", err)
+			continue
+		}
+		p.addresses.Sets = append(p.addresses.Sets, p.set(setSpec{selector: s}))
 	}
 }
 

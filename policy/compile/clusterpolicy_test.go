@@ -5,6 +5,8 @@ package compile
 import (
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -92,7 +94,6 @@ func TestClusterMistakes(t *testing.T) {
 		{`to: [{}]`, "spec.egress[1].to[0]"},
 		{`to: [{namespaces: {}}, {}]`, "spec.egress[1].to[1]"},
 		{`to: []`, "spec.egress[1].to"},
-		{`to: [{domainNames: [example.com]}]`, "spec.egress[1].to[0].domainNames"},
 		{`to: [{networks: [10.0.0.0/33]}]`, "spec.egress[1].to[0].networks[0]"},
 		{`to: [{namespaces: {matchExpressions: [{key: a, operator: Is}]}}]`, "spec.egress[1].to[0].namespaces.matchExpressions[0].operator"},
 		{`to: [{nodes: {matchLabels: {"a b": c}}}]`, "spec.egress[1].to[0].nodes.matchLabels"},
@@ -218,5 +219,67 @@ func TestNodes(t *testing.T) {
 	want = policy.Delta{Sets: []policy.SetChange{{ID: "nodes(role == 'edge')", Op: policy.Changed, Remove: members("10.244.0.1", "192.0.2.1", "2001:db8::1")}}}
 	if diff := diff(want, c.Flush()); diff != "" {
 		t.Errorf("leaves (-want +got):\n%s", diff)
+	}
+}
+
+// TestDomains: names and patterns are sets, of names that DNS has told.
+func TestDomains(t *testing.T) {
+	const rule = `egress: [{action: Accept, to: [{domainNames: [Example.com, "*.example.com."]}, {networks: [10.0.0.0/8]}]}]`
+	got := translateCluster(clusterPolicy(t, "p", "{"+all+rule+"}"))
+	want := policy.Addresses{
+		Sets: []policy.SetID{policy.DomainSet("example.com"), policy.DomainSet("*.example.com")},
+		Nets: []policy.Net{{CIDR: netip.MustParsePrefix("10.0.0.0/8")}},
+	}
+	if len(got.problems) > 0 || len(got.policy.Egress) != 1 || !got.policy.Egress[0].Match.Destination.Within[0].Equal(want) {
+		t.Fatalf("got %+v, problems %v; want %+v", got.policy.Egress, got.problems, want)
+	}
+	checkSets(t, got)
+
+	c := New()
+	c.SetClusterNetworkPolicy(clusterPolicy(t, "p", "{"+all+rule+"}"))
+	c.SetNamespace(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "n"}})
+	c.SetPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: "a"}})
+	c.SetWorkload(Workload{ID: policy.EndpointID{Namespace: "n", Name: "a"}, Device: "hel0a", IPs: []netip.Addr{netip.MustParseAddr("10.0.0.1")}})
+	for name, ip := range map[string]string{"example.com": "192.0.2.1", "www.example.com": "2001:db8::1", "a.www.example.com": "192.0.2.3", "myexample.com": "192.0.2.4", "com": "192.0.2.5"} {
+		c.SetDomain(name, []netip.Addr{netip.MustParseAddr(ip)})
+	}
+	members := map[policy.SetID][]string{}
+	for _, s := range c.Flush().Sets {
+		for _, m := range s.Add {
+			members[s.ID] = append(members[s.ID], m.String())
+		}
+	}
+	if diff := cmp.Diff(map[policy.SetID][]string{
+		"domains(example.com)": {"192.0.2.1/32"}, "domains(*.example.com)": {"192.0.2.3/32", "2001:db8::1/128"},
+	}, members); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	c.SetDomain("www.example.com", nil)
+	c.RemoveDomain("example.com")
+	if d := c.Flush(); len(d.Sets) != 2 || len(d.Sets[0].Remove) != 1 || len(d.Sets[1].Remove) != 1 {
+		t.Errorf("got %+v, want one address less in each set", d.Sets)
+	}
+}
+
+// TestDomainMistakes: what is no name, and a name where it could only let through what DNS has not told.
+func TestDomainMistakes(t *testing.T) {
+	for _, tt := range []struct{ action, name, field string }{
+		{"Deny", "example.com", "spec.egress[0].to[0].domainNames"},
+		{"Pass", "example.com", "spec.egress[0].to[0].domainNames"},
+		{"Accept", "*.*.com", "spec.egress[0].to[0].domainNames[0]"},
+		{"Accept", "a.*.com", "spec.egress[0].to[0].domainNames[0]"},
+		{"Accept", "com", "spec.egress[0].to[0].domainNames[0]"},
+		{"Accept", "*.com", "spec.egress[0].to[0].domainNames[0]"},
+		{"Accept", "a..com", "spec.egress[0].to[0].domainNames[0]"},
+		{"Accept", strings.Repeat("a", 64) + ".com", "spec.egress[0].to[0].domainNames[0]"},
+		{"Accept", strings.Repeat("a.", 127) + "com", "spec.egress[0].to[0].domainNames[0]"},
+	} {
+		got := translateCluster(clusterPolicy(t, "p", "{"+all+"egress: [{action: "+tt.action+", to: [{domainNames: ["+strconv.Quote(tt.name)+"]}]}]}"))
+		if len(got.problems) != 1 || got.problems[0].Field != tt.field {
+			t.Errorf("%s %s: problems %v, want one of %s", tt.action, tt.name, got.problems, tt.field)
+		}
+		if open := slices.ContainsFunc(got.policy.Egress, func(r policy.Rule) bool { return r.Action != policy.Deny }); open {
+			t.Errorf("%s %s: got %+v, want nothing that lets through", tt.action, tt.name, got.policy.Egress)
+		}
 	}
 }

@@ -22,10 +22,12 @@ const (
 	nodes
 	endpointSlices
 	hosts
+	domains
 )
 
 // entity is what has labels to be selected by, and addresses to be found at: a pod of any node, a set of
-// networks, a node, a slice of a service's endpoints, a host endpoint.
+// networks, a node, a slice of a service's endpoints, a name of a domain,
+// a host endpoint.
 type entity struct {
 	facts
 	key       entityKey

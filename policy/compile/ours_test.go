@@ -4,6 +4,7 @@ package compile
 
 import (
 	"fmt"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -28,6 +29,7 @@ type ourWorld struct {
 	slices   map[policy.EndpointID]*discoveryv1.EndpointSlice
 	clusters map[string]*policyv1alpha2.ClusterNetworkPolicy
 	nodes    map[string]*corev1.Node
+	domains  map[string][]netip.Addr
 }
 
 func newOurWorld() ourWorld {
@@ -36,7 +38,7 @@ func newOurWorld() ourWorld {
 		tiers: map[string]*v1alpha1.Tier{}, sets: map[policy.EndpointID]*v1alpha1.NetworkSet{}, global: map[string]*v1alpha1.GlobalNetworkSet{},
 		accounts: map[policy.EndpointID]*corev1.ServiceAccount{}, services: map[policy.EndpointID]*corev1.Service{},
 		slices: map[policy.EndpointID]*discoveryv1.EndpointSlice{}, clusters: map[string]*policyv1alpha2.ClusterNetworkPolicy{},
-		nodes: map[string]*corev1.Node{},
+		nodes: map[string]*corev1.Node{}, domains: map[string][]netip.Addr{},
 	}
 }
 
@@ -50,6 +52,9 @@ func (o *ourWorld) compile(c *Compiler) {
 	each(o.accounts, c.SetServiceAccount)
 	each(o.tiers, c.SetTier)
 	each(o.nodes, func(n *corev1.Node) { c.SetNode(n) })
+	for name, at := range o.domains {
+		c.SetDomain(name, at)
+	}
 	each(o.clusters, c.SetClusterNetworkPolicy)
 }
 
@@ -89,6 +94,9 @@ func (o *ourWorld) remove(c *Compiler) {
 	}
 	for name := range o.nodes {
 		c.RemoveNode(name)
+	}
+	for name := range o.domains {
+		c.RemoveDomain(name)
 	}
 }
 
@@ -135,7 +143,16 @@ func (w *world) stepOurs(c *Compiler) {
 func (w *world) stepCluster(c *Compiler, gone bool) {
 	o := &w.ours
 	name := fmt.Sprintf("p%d", w.IntN(3))
-	if w.IntN(3) == 0 {
+	switch w.IntN(4) {
+	case 0:
+		var at []netip.Addr
+		for range w.IntN(3) {
+			at = append(at, pick(w, netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("10.0.0.3"), netip.MustParseAddr("2001:db8::1")))
+		}
+		domain := pick(w, "example.com", "www.example.com", "a.www.example.com")
+		change(o.domains, domain, at, gone, func(at []netip.Addr) { c.SetDomain(domain, at) }, func() { c.RemoveDomain(domain) })
+		return
+	case 1:
 		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: w.labels()}}
 		for range w.IntN(3) {
 			n.Status.Addresses = append(n.Status.Addresses, corev1.NodeAddress{Address: pick(w, "192.0.2.1", "192.0.2.2", "2001:db8::1", "10.0.0.3", "node")})
@@ -178,7 +195,7 @@ func (w *world) clusterPeer() policyv1alpha2.ClusterNetworkPolicyEgressPeer {
 		return policyv1alpha2.ClusterNetworkPolicyEgressPeer{Pods: &policyv1alpha2.NamespacedPod{NamespaceSelector: *w.selector(true), PodSelector: *w.selector(true)}}
 	case 3:
 		if w.IntN(3) == 0 {
-			return policyv1alpha2.ClusterNetworkPolicyEgressPeer{DomainNames: []policyv1alpha2.DomainName{"example.com"}}
+			return policyv1alpha2.ClusterNetworkPolicyEgressPeer{DomainNames: []policyv1alpha2.DomainName{pick[policyv1alpha2.DomainName](w, "example.com", "*.example.com", "*.WWW.example.com.", "*")}}
 		}
 	}
 	return policyv1alpha2.ClusterNetworkPolicyEgressPeer{Namespaces: w.selector(false)}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/heliograph-dev/heliograph/labels"
+	"github.com/heliograph-dev/heliograph/policy"
 )
 
 // selector selects entities of some kinds, by their labels and those of their namespace.
@@ -44,6 +45,9 @@ func (s selector) anywhere() bool { return s.kinds != pods && s.namespaces == la
 
 // String is the canonical form.
 func (s selector) String() string {
+	if s.kinds == domains {
+		return string(policy.DomainSet(domainPattern(s.labels)))
+	}
 	text := ""
 	if s.own {
 		text = "own "

@@ -3,6 +3,8 @@
 package compile
 
 import (
+	"net/netip"
+
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/utils/ptr"
@@ -69,6 +71,18 @@ func readEndpointSlice(obj *discoveryv1.EndpointSlice) facts {
 		f.ports = appendPort(f.ports, "", ptr.Deref(p.Protocol, ""), ptr.Deref(p.Port, 0))
 	}
 	return f
+}
+
+// EndpointsOf returns the addresses of a service's endpoints.
+func (c *Compiler) EndpointsOf(id policy.EndpointID) (addrs []netip.Addr) {
+	for e := range c.byLabel[label{serviceLabel, id.Name}] {
+		if e.key.kind == endpointSlices && e.key.Namespace == id.Namespace {
+			for _, p := range e.prefixes {
+				addrs = append(addrs, p.Addr())
+			}
+		}
+	}
+	return addrs
 }
 
 // endpointsOf selects the slices of a service.

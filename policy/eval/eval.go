@@ -109,16 +109,19 @@ type RuleTrace struct {
 	Differs Difference    `json:"differs,omitzero"` // if it did not match
 }
 
-// Evaluator evaluates packets against a state, which must not change meanwhile.
+// Evaluator evaluates packets against a state, which must not change meanwhile. It is used by one goroutine.
 type Evaluator struct {
-	state *policy.State
-	byIP  map[netip.Addr]*policy.Endpoint
-	hosts map[string]*policy.Endpoint // by device
+	state   *policy.State
+	byIP    map[netip.Addr]*policy.Endpoint
+	lengths map[*policy.Set]lengths     // of the sets that were asked
+	hosts   map[string]*policy.Endpoint // by device
 }
 
 // New returns an evaluator. Of endpoints with the same address, the first in order has it.
 func New(s *policy.State) *Evaluator {
-	e := &Evaluator{state: s, byIP: make(map[netip.Addr]*policy.Endpoint, len(s.Endpoints)), hosts: policy.Hosts(s.Endpoints)}
+	e := &Evaluator{
+		state: s, byIP: make(map[netip.Addr]*policy.Endpoint, len(s.Endpoints)), lengths: map[*policy.Set]lengths{}, hosts: policy.Hosts(s.Endpoints),
+	}
 	for _, ep := range s.Endpoints {
 		if ep.ID.Host {
 			continue
@@ -259,10 +262,43 @@ func (e *Evaluator) policy(id policy.PolicyID, d policy.Direction, p Packet) Pol
 	return t
 }
 
+// lengths are those of a set's prefixes, by family: most sets are of single addresses, and have one.
+type lengths [2][]int
+
+func lengthsOf(s *policy.Set) lengths {
+	var occurs [2][129]bool
+	for m := range s.Members {
+		if m.Prefix.IsValid() {
+			occurs[familyIndex(m.Prefix.Addr())][m.Prefix.Bits()] = true
+		}
+	}
+	var out lengths
+	for f := range occurs {
+		for bits := len(occurs[f]) - 1; bits >= 0; bits-- {
+			if occurs[f][bits] {
+				out[f] = append(out[f], bits)
+			}
+		}
+	}
+	return out
+}
+
+func familyIndex(ip netip.Addr) int {
+	if ip.Is4() {
+		return 0
+	}
+	return 1
+}
+
 // contains looks an address up in a set of addresses, whose members may be networks.
-func contains(s *policy.Set, ip netip.Addr, protocol policy.Protocol, port uint16) bool {
+func (e *Evaluator) contains(s *policy.Set, ip netip.Addr, protocol policy.Protocol, port uint16) bool {
+	known, ok := e.lengths[s]
+	if !ok {
+		known = lengthsOf(s)
+		e.lengths[s] = known
+	}
 	m := policy.Member{Protocol: protocol, Port: port}
-	for bits := ip.BitLen(); bits >= 0; bits-- {
+	for _, bits := range known[familyIndex(ip)] {
 		m.Prefix, _ = ip.Prefix(bits)
 		if _, ok := s.Members[m]; ok {
 			return true
@@ -279,7 +315,7 @@ func (e *Evaluator) holds(a policy.Addresses, ip netip.Addr) (found bool, missin
 			missing = id
 			continue
 		}
-		if contains(s, ip, 0, 0) {
+		if e.contains(s, ip, 0, 0) {
 			found = true
 		}
 	}

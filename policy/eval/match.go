@@ -139,7 +139,7 @@ func (e *Evaluator) port(ports policy.Ports, protocol policy.Protocol, ip netip.
 	}
 	return slices.ContainsFunc(ports.Named, func(id policy.SetID) bool {
 		s := e.state.Sets[id]
-		return s != nil && contains(s, ip, protocol, port)
+		return s != nil && e.contains(s, ip, protocol, port)
 	})
 }
 
@@ -182,7 +182,11 @@ func join(list []string) string {
 func (e *Evaluator) describeAddresses(a policy.Addresses) string {
 	list := make([]string, 0, min(len(a.Sets)+len(a.Nets), few+1))
 	for _, id := range a.Sets {
-		if s := e.state.Sets[id]; s == nil {
+		s := e.state.Sets[id]
+		if _, ok := id.Domain(); ok && s != nil && len(s.Members) == 0 {
+			// Whoever explains from the API's objects alone does not know what DNS has said.
+			list = append(list, string(id)+" (whose addresses only the pod's node knows, from answers of DNS)")
+		} else if s == nil {
 			list = append(list, string(id)+" (which does not exist)")
 		} else if len(s.Members) == 0 {
 			list = append(list, string(id)+" (which is empty)")

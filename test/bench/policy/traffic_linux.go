@@ -81,7 +81,7 @@ func MeasureTraffic(ctx context.Context) ([]table.Table, error) {
 
 func openRenderer(dataplane string) (renderer, error) {
 	if dataplane == "iptables" {
-		k, err := iptables.Open(iptables.NFT)
+		k, err := iptables.Open(iptables.NFT, iptables.NewRestores())
 		if err != nil {
 			return nil, err
 		}
