@@ -36,7 +36,7 @@ func Listen(ctx context.Context, heard func(ctx context.Context, message []byte)
 	if err != nil {
 		return fmt.Errorf("open NFQUEUE: %w", err)
 	}
-	defer q.Close() //nolint:errcheck // what it holds passes: the kernel sees to that
+	defer q.Close() //nolint:errcheck // all that was held has passed; of what comes now the kernel drops what is queued, and it is asked for again
 	l := listener{queue: q, heard: heard, turn: make(chan struct{}, maxHeld), failed: make(chan error, 1)}
 	defer l.holding.Wait()
 	if err := q.RegisterWithErrorFunc(ctx, func(a nfqueue.Attribute) int { l.hold(ctx, a); return 0 }, func(err error) int { return l.stumble(ctx, err) }); err != nil {

@@ -113,6 +113,7 @@ func newAskers(t *testing.T, seed uint64, open func() (Renderer, error)) *askers
 		Feed: a.feed, Journal: journal, Pods: a.attachments, Flows: &fakeFlows{}, Heart: noHeart{}, Log: log, Registerer: prometheus.NewRegistry(),
 		Dataplanes:      []Dataplane{{Name: NFTables, Open: open}},
 		Choice:          func() string { return NFTables },
+		Names:           Names{Gate: &fakeGate{}, Want: func([]string) {}},
 		NodeAddresses:   func() ([]netip.Addr, error) { return lab.Node, nil },
 		RefreshInterval: func() time.Duration { return time.Minute },
 		Changed:         func() {},

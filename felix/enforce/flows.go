@@ -28,9 +28,10 @@ type cutter struct {
 }
 
 // after asks for a look if a change may deny what was allowed. A pod that is new has no connections; an
-// address that joins a set may, since a set can be what a rule denies.
+// address that joins a set may, since a set can be what a rule denies. Names of domains are only ever
+// allowed, and an address leaves them when it has no connections.
 func (c *cutter) after(d policy.Delta, first bool) {
-	mayDeny := first || len(d.Policies) > 0 || len(d.Sets) > 0
+	mayDeny := first || len(d.Policies) > 0 || slices.ContainsFunc(d.Sets, func(c policy.SetChange) bool { _, named := c.ID.Domain(); return !named })
 	for _, change := range d.Endpoints {
 		mayDeny = mayDeny || change.Op == policy.Changed || change.ID.Host
 	}

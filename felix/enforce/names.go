@@ -58,12 +58,12 @@ func (n *namesPart) take(d policy.Delta, s *policy.State) {
 		n.Want(slices.Sorted(maps.Keys(n.patterns)))
 	}
 	if changed || len(n.patterns) > 0 && len(d.Policies)+len(d.Endpoints) > 0 {
-		n.devices = askers(s)
+		n.devices = namedDevices(s)
 	}
 }
 
-// askers are the devices of the pods that a policy lets reach names.
-func askers(s *policy.State) (devices []string) {
+// namedDevices are the devices of the pods that a policy lets reach names.
+func namedDevices(s *policy.State) (devices []string) {
 	byName := map[policy.PolicyID]bool{}
 	for id, p := range s.Policies {
 		byName[id] = slices.ContainsFunc(p.Egress, asksForName)

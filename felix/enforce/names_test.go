@@ -198,8 +198,8 @@ func TestUsed(t *testing.T) {
 	}
 }
 
-// TestAskers: only devices whose egress meets a rule with a name.
-func TestAskers(t *testing.T) {
+// TestNamedDevices: only devices whose egress meets a rule with a name.
+func TestNamedDevices(t *testing.T) {
 	byName := policy.PolicyID{Kind: policy.ClusterNetworkPolicy, Name: "a"}
 	other := policy.PolicyID{Kind: policy.NetworkPolicy, Namespace: "n", Name: "b"}
 	to := func(sets ...policy.SetID) []policy.Rule {
@@ -214,7 +214,7 @@ func TestAskers(t *testing.T) {
 	} {
 		s.Endpoints[policy.EndpointID{Namespace: "n", Name: name}] = ep
 	}
-	if got := askers(s); !slices.Equal(got, []string{"hel1"}) {
+	if got := namedDevices(s); !slices.Equal(got, []string{"hel1"}) {
 		t.Errorf("got %v, want hel1", got)
 	}
 }

@@ -173,6 +173,11 @@ func testCreate(t *testing.T, c client.Client) {
 		{"VXLAN port", "FelixConfiguration", "default", "{vxlanPort: 0}", "should be greater than or equal to 1"},
 		{"refresh", "FelixConfiguration", "default", "{routeRefreshInterval: 4s}", "routeRefreshInterval must be at least 5s"},
 		{"cooldown", "FelixConfiguration", "default", "{ipamCooldown: 2h}", "ipamCooldown must be 0s to 1h"},
+		{"resolvers", "FelixConfiguration", "default", `{dnsTrustedServers: [192.0.2.53, "2001:db8::53", "k8s-service:kube-dns", "k8s-service:kube-system/kube-dns"]}`, ""},
+		{"no resolvers", "FelixConfiguration", "default", "{dnsTrustedServers: []}", ""},
+		{"resolver by name", "FelixConfiguration", "default", "{dnsTrustedServers: [dns.example.com]}", "must be an IP address, or k8s-service:NAMESPACE/NAME"},
+		{"resolver with port", "FelixConfiguration", "default", `{dnsTrustedServers: ["192.0.2.53:53"]}`, "must be an IP address, or k8s-service:NAMESPACE/NAME"},
+		{"service without name", "FelixConfiguration", "default", `{dnsTrustedServers: ["k8s-service:kube-system/"]}`, "must be an IP address, or k8s-service:NAMESPACE/NAME"},
 		{"no cooldown", "FelixConfiguration", "default", "{ipamCooldown: 0s}", ""},
 
 		{"first tier", "Tier", "", "{order: -5, defaultAction: Pass}", ""},
