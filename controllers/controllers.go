@@ -151,6 +151,12 @@ func setup(mgr manager.Manager, o Options) error {
 	if err := policies.SetupWithManager(mgr); err != nil {
 		return err
 	}
+	hosts := &HostEndpointReconciler{
+		Client: mgr.GetClient(), Log: o.Log.With("controller", "hostendpoint"), Events: mgr.GetEventRecorder("heliograph-controller"),
+	}
+	if err := hosts.SetupWithManager(mgr); err != nil {
+		return err
+	}
 	nodes := &NodeReconciler{
 		Client: mgr.GetClient(), Log: o.Log.With("controller", "node"), Events: mgr.GetEventRecorder("heliograph-controller"),
 	}

@@ -66,6 +66,7 @@ func TestAPI(t *testing.T) {
 		"failing writes":              testFailures,
 		"a node without a network":    testUnproven,
 		"policies and tiers":          testPolicies,
+		"host endpoints":              testHostEndpoints,
 		"policies of the cluster":     testClusterPolicies,
 		"the rights on nodes":         testNodeGuard,
 		"the key of the probes":       testProbeKey,
@@ -300,6 +301,8 @@ func conditions(obj client.Object) []metav1.Condition {
 	case *v1alpha1.NetworkPolicy:
 		return o.Status.Conditions
 	case *v1alpha1.GlobalNetworkPolicy:
+		return o.Status.Conditions
+	case *v1alpha1.HostEndpoint:
 		return o.Status.Conditions
 	case *v1alpha1.Tier:
 		return o.Status.Conditions

@@ -172,7 +172,7 @@ func (a *Agent) wire(ctx context.Context) error {
 
 // publish hands a report to those who follow it.
 func (a *Agent) publish(r *Report) {
-	a.policy.choose(r.Felix)
+	a.policy.choose(r)
 	a.reporter.publish(r)
 }
 

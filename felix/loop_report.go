@@ -114,7 +114,7 @@ func (l *loop) report() {
 		Version: l.version, BGP: l.speaker.Snapshot(), Refused: l.state.Refused, Paths: l.summary.paths,
 		Quorum: l.summary.quorum, Can: l.can,
 		Routes: maps.Clone(l.summary.routes), InSync: l.factsComplete() && l.lastErr == nil, FromDisk: l.facts.fromDisk,
-		Problems: l.problems(), Generation: l.runs, Felix: l.view.Felix, MTU: l.state.MTU, Blocks: l.blockUse(),
+		Problems: l.problems(), Generation: l.runs, Felix: l.view.Felix, BGPPorts: bgpPorts(&l.view), MTU: l.state.MTU, Blocks: l.blockUse(),
 	}
 	for _, route := range l.dataplane.local.Routes {
 		r.Routes[RouteClass{Method: "local", Family: bgp.FamilyOf(route.Prefix.Addr())}]++

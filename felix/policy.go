@@ -8,14 +8,17 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
+	"github.com/heliograph-dev/heliograph/bgp/topology"
 	"github.com/heliograph-dev/heliograph/felix/dnsgate"
 	"github.com/heliograph-dev/heliograph/felix/domains"
 	"github.com/heliograph-dev/heliograph/felix/enforce"
@@ -27,6 +30,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/policy"
+	"github.com/heliograph-dev/heliograph/policy/compile"
 )
 
 // policyPart is the part of the agent that enforces network policy.
@@ -43,15 +47,9 @@ type policyPart struct {
 	enforcer *enforce.Enforcer
 	heart    *heart
 	pokes    chan struct{} // somebody else changed our rules
-	chosen   atomic.Pointer[chosen]
+	chosen   atomic.Pointer[choice]
 	choices  chan struct{} // chosen changed
 	log      *slog.Logger
-}
-
-// chosen is what the user chose for policy.
-type chosen struct {
-	dataplane  string
-	dnsServers []string
 }
 
 // openPolicy opens the copy on disk and the kernel. Nothing is written yet.
@@ -87,15 +85,30 @@ func (a *Agent) refreshInterval() time.Duration {
 	return snapshot.DefaultRefreshInterval
 }
 
-// choose notes by which dataplane policy should be enforced, and whom to believe about names.
-func (p *policyPart) choose(f snapshot.Felix) {
-	c := chosen{dataplane: f.Dataplane, dnsServers: f.DNSServers}
-	if old := p.chosen.Swap(&c); old != nil && old.dataplane == c.dataplane && slices.Equal(old.dnsServers, c.dnsServers) {
+// choice is what the configuration says of policy.
+type choice struct {
+	dataplane  string
+	dnsServers []string
+	failsafes  compile.Failsafes
+}
+
+// choose notes by which dataplane policy should be enforced, whom to believe about names, and what no policy may
+// take from the node.
+func (p *policyPart) choose(r *Report) {
+	c := choice{dataplane: r.Felix.Dataplane, dnsServers: r.Felix.DNSServers, failsafes: failsafes(r)}
+	if old := p.chosen.Swap(&c); old != nil && reflect.DeepEqual(*old, c) {
 		return
 	}
 	select {
 	case p.choices <- struct{}{}:
 	default:
+	}
+}
+
+func failsafes(r *Report) compile.Failsafes {
+	return compile.Failsafes{
+		Inbound: r.Felix.FailsafeInbound, Outbound: r.Felix.FailsafeOutbound,
+		BGP: r.BGPPorts, VXLAN: r.Felix.VXLANPort, Probe: r.Felix.ProbePort,
 	}
 }
 
@@ -105,6 +118,14 @@ func (p *policyPart) dataplane() string {
 		return c.dataplane
 	}
 	return ""
+}
+
+// failsafes are what was chosen. The dataplane is known first, and so are they.
+func (p *policyPart) failsafes() compile.Failsafes {
+	if c := p.chosen.Load(); c != nil {
+		return c.failsafes
+	}
+	return compile.Failsafes{}
 }
 
 // dnsServers are those that were chosen.
@@ -120,7 +141,7 @@ func (p *policyPart) wire(a *Agent) error {
 	var err error
 	p.enforcer, err = enforce.New(enforce.Options{
 		Feed: p.feed, Journal: p.journal, Pods: a.pods.manager.Attachments, PodPokes: a.pods.changed,
-		Choice: p.dataplane, Choices: p.choices, Dataplanes: p.dataplanes(), Disturbed: p.pokes,
+		Choice: p.dataplane, Node: a.opts.NodeName, Failsafes: p.failsafes, Choices: p.choices, Dataplanes: p.dataplanes(), Disturbed: p.pokes,
 		Names: enforce.Names{
 			Gate: dnsgate.New(p.names), Resolvers: p.dnsServers, Want: func(patterns []string) { p.learner.Want(patterns) },
 		},
@@ -228,4 +249,24 @@ func (p policyReport) addTo(s *v1alpha1.NodeStatusStatus) {
 			s.Conditions[i].Message = "network policy is not in force: see problems"
 		}
 	}
+}
+
+// bgpPorts are those of all sessions that the configuration asks for, at either end.
+func bgpPorts(v *snapshot.View) []uint16 {
+	reflection := v.BGPConfig.RouteReflection
+	ports := []int32{topology.DefaultPort, topology.DefaultReflectorPort, ptr.Deref(v.BGPConfig.ListenPort, 0)}
+	if reflection != nil {
+		ports = append(ports, ptr.Deref(reflection.Port, 0))
+	}
+	for _, p := range v.BGPPeers {
+		ports = append(ports, ptr.Deref(p.Spec.Port, 0))
+	}
+	slices.Sort(ports)
+	var out []uint16
+	for _, p := range slices.Compact(ports) {
+		if p > 0 {
+			out = append(out, uint16(p)) //nolint:gosec // up to 65535 by validation
+		}
+	}
+	return out
 }

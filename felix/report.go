@@ -41,9 +41,10 @@ type Report struct {
 	Can        snapshot.Capabilities
 	Routes     map[RouteClass]int
 	Felix      snapshot.Felix
-	MTU        int  // of pods
-	InSync     bool // the kernel is as it should be
-	FromDisk   bool // the objects are from the copy on disk: the API server has not been seen yet
+	BGPPorts   []uint16 // of all sessions that the configuration asks for
+	MTU        int      // of pods
+	InSync     bool     // the kernel is as it should be
+	FromDisk   bool     // the objects are from the copy on disk: the API server has not been seen yet
 	Problems   []string
 	Generation uint64 // counts runs of the loop
 }

@@ -17,6 +17,9 @@
 // Three things stand before any chain: a pod may always talk to itself, the node may always talk to
 // its own pods, and packets of a flow that was allowed are allowed.
 //
+// An endpoint may also be the node itself, as far as its processes send and receive through a device, or
+// through any. First in its chains stands FailsafeTier: what no policy may take from a node.
+//
 // Values that were handed over are not changed afterwards: who holds two pointers that are equal
 // holds two policies that are equal.
 package policy
@@ -34,6 +37,8 @@ const (
 	AdminTier    = "kube-admin"
 	DefaultTier  = "default"
 	BaselineTier = "kube-baseline"
+	// FailsafeTier comes before all, in the chains of hosts alone. No Tier object can have the name.
+	FailsafeTier = "Failsafe"
 )
 
 // Action is what a rule, a tier or a chain says.
@@ -72,12 +77,17 @@ const (
 	ClusterNetworkPolicy                // policy.networking.k8s.io
 	HeliographNetworkPolicy             // heliograph.dev
 	GlobalNetworkPolicy                 // heliograph.dev
+	Failsafe                            // no policy of a user's: see FailsafeID
 )
 
 // String is the kind as users write it; ours with its group, since Kubernetes has the name too.
 func (k Kind) String() string {
-	return name(k, "NetworkPolicy", "ClusterNetworkPolicy", "NetworkPolicy.heliograph.dev", "GlobalNetworkPolicy")
+	return name(k, "NetworkPolicy", "ClusterNetworkPolicy", "NetworkPolicy.heliograph.dev", "GlobalNetworkPolicy", "Failsafe")
 }
+
+// FailsafeID is the policy that stands in FailsafeTier: it allows what a node cannot be without. Who cannot
+// have it obeyed leaves the node open.
+func FailsafeID() PolicyID { return PolicyID{Kind: Failsafe, Name: "node"} }
 
 func name[T ~uint8](v T, names ...string) string {
 	if int(v) < len(names) {
@@ -173,7 +183,12 @@ func (r Rule) Equal(o Rule) bool {
 	return r.ID == o.ID && r.Action == o.Action && r.Match.Equal(o.Match)
 }
 
-// Endpoint is something that policies apply to: a pod of this node, later also an interface of the node.
+// AnyDevice is the device of a host endpoint that concerns all devices of its node which have none of
+// their own.
+const AnyDevice = "*"
+
+// Endpoint is something that policies apply to: a pod of this node, or the node's own processes behind one
+// of its devices, or behind AnyDevice. Of several for one device of the node, the first in order counts.
 type Endpoint struct {
 	ID     EndpointID
 	Device string // what its packets pass on the node
@@ -183,17 +198,29 @@ type Endpoint struct {
 	Ingress, Egress Chain
 }
 
-// EndpointID is a pod's namespace and name.
+// EndpointID is a pod's namespace and name, or the name of a HostEndpoint.
 type EndpointID struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
+	Host      bool   `json:"host,omitempty"`
 }
 
-// String is "prod/web-1".
-func (id EndpointID) String() string { return id.Namespace + "/" + id.Name }
+// String is "prod/web-1", or "HostEndpoint node-a".
+func (id EndpointID) String() string {
+	if id.Host {
+		return "HostEndpoint " + id.Name
+	}
+	return id.Namespace + "/" + id.Name
+}
 
-// Compare orders by namespace and name.
+// Compare orders pods before hosts, then by namespace and name.
 func (id EndpointID) Compare(o EndpointID) int {
+	if id.Host != o.Host {
+		if o.Host {
+			return -1
+		}
+		return 1
+	}
 	if c := strings.Compare(id.Namespace, o.Namespace); c != 0 {
 		return c
 	}

@@ -130,7 +130,7 @@ func TestApply(t *testing.T) {
 		{"a member of before", Delta{Sets: []SetChange{{ID: "s", Op: Changed, Remove: []Member{b}}}}, "set s: fd00::1/128 TCP 80 leaves, but is not in it"},
 		{"a policy", Delta{Policies: []PolicyChange{{ID: id, Op: Removed}}}, ""},
 		{"a policy as before", Delta{Policies: []PolicyChange{{ID: id, Op: Changed, Policy: &Policy{ID: id}}}}, "policy NetworkPolicy prod/p: changed to what it was"},
-		{"an endpoint of before", Delta{Endpoints: []EndpointChange{{ID: EndpointID{"prod", "web"}, Op: Removed}}}, "endpoint prod/web: removed, but is not there"},
+		{"an endpoint of before", Delta{Endpoints: []EndpointChange{{ID: EndpointID{Namespace: "prod", Name: "web"}, Op: Removed}}}, "endpoint prod/web: removed, but is not there"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := NewState()
@@ -154,7 +154,7 @@ func TestCheck(t *testing.T) {
 	p := full()
 	s.Policies[p.ID] = p
 	s.Sets["unused"] = &Set{}
-	s.Endpoints[EndpointID{"prod", "web"}] = &Endpoint{Ingress: Chain{Tiers: []Tier{{Policies: []PolicyID{{Name: "gone"}}}}}}
+	s.Endpoints[EndpointID{Namespace: "prod", Name: "web"}] = &Endpoint{Ingress: Chain{Tiers: []Tier{{Policies: []PolicyID{{Name: "gone"}}}}}}
 	err := s.Check()
 	for _, want := range []string{"refers to set source, which", "set unused is used by no policy", "refers to policy NetworkPolicy gone, which"} {
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -144,6 +144,18 @@ func (s *State) Apply(d Delta) error {
 	return errors.Join(errs...)
 }
 
+// Hosts returns those of the endpoints that are of the node itself, by device. Of several for one device
+// the first in order counts.
+func Hosts(endpoints map[EndpointID]*Endpoint) map[string]*Endpoint {
+	hosts := map[string]*Endpoint{}
+	for id, e := range endpoints {
+		if old := hosts[e.Device]; id.Host && (old == nil || id.Compare(old.ID) < 0) {
+			hosts[e.Device] = e
+		}
+	}
+	return hosts
+}
+
 func put[K comparable, V any](m map[K]V, key K, op Op, v V) {
 	if op == Removed {
 		delete(m, key)

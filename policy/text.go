@@ -20,7 +20,7 @@ func (d *Direction) UnmarshalText(text []byte) error { return parse(d, text, Egr
 func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
 // UnmarshalText takes what MarshalText gives.
-func (k *Kind) UnmarshalText(text []byte) error { return parse(k, text, GlobalNetworkPolicy) }
+func (k *Kind) UnmarshalText(text []byte) error { return parse(k, text, Failsafe) }
 
 func parse[T interface {
 	~uint8

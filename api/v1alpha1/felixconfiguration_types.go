@@ -2,7 +2,10 @@
 
 package v1alpha1
 
-import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
 
 // Dataplane is by what network policy is enforced.
 // +kubebuilder:validation:Enum=Auto;NFTables;IPTables
@@ -14,6 +17,24 @@ const (
 	DataplaneNFTables Dataplane = "NFTables"
 	DataplaneIPTables Dataplane = "IPTables"
 )
+
+// ProtoPort is a port of a protocol, of whoever or of addresses of a network.
+type ProtoPort struct {
+	// protocol of the port.
+	// +required
+	// +kubebuilder:validation:Enum=TCP;UDP;SCTP
+	Protocol corev1.Protocol `json:"protocol"`
+	// port is its number.
+	// +required
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
+	Port int32 `json:"port"`
+	// net limits it to the other end's addresses: a network in CIDR notation, or an address.
+	// +optional
+	// +kubebuilder:validation:MaxLength=43
+	// +kubebuilder:validation:XValidation:rule="isCIDR(self) || isIP(self)",message="net must be a network in CIDR notation, or an address"
+	Net string `json:"net,omitempty"`
+}
 
 // FelixConfigurationSpec sets the dataplane of the agents.
 type FelixConfigurationSpec struct {
@@ -54,6 +75,21 @@ type FelixConfigurationSpec struct {
 	// A change takes effect at once, and without a moment in which policy is not enforced. Default Auto.
 	// +optional
 	Dataplane Dataplane `json:"dataplane,omitempty"`
+
+	// failsafeInboundHostPorts are what no policy may take from a node that a HostEndpoint is of, beside what
+	// the agents need: ports of the node itself. Default: TCP 22, 179, 2379, 2380, 5473, 6443, 6666, 6667,
+	// UDP 68. An empty list is none.
+	// +optional
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	FailsafeInboundHostPorts *[]ProtoPort `json:"failsafeInboundHostPorts,omitempty"`
+
+	// failsafeOutboundHostPorts are the same of what the node sends: ports of others. Default: UDP 53, 67, TCP
+	// 179, 2379, 2380, 5473, 6443, 6666, 6667. An empty list is none.
+	// +optional
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	FailsafeOutboundHostPorts *[]ProtoPort `json:"failsafeOutboundHostPorts,omitempty"`
 
 	// dnsTrustedServers are the resolvers that ClusterNetworkPolicy's domainNames are known from: each an IP
 	// address, or "k8s-service:NAMESPACE/NAME" for the endpoints of a service, "k8s-service:NAME" for one of

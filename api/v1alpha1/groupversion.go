@@ -24,6 +24,7 @@ func AddToScheme(s *runtime.Scheme) error {
 		&FelixConfiguration{}, &FelixConfigurationList{},
 		&GlobalNetworkPolicy{}, &GlobalNetworkPolicyList{},
 		&GlobalNetworkSet{}, &GlobalNetworkSetList{},
+		&HostEndpoint{}, &HostEndpointList{},
 		&IPBlock{}, &IPBlockList{},
 		&IPPool{}, &IPPoolList{},
 		&NetworkPolicy{}, &NetworkPolicyList{},

@@ -80,7 +80,10 @@ type Options struct {
 	// nobody knows. Choices says that it changed.
 	Dataplanes []Dataplane
 	Choice     func() string
-	Choices    <-chan struct{}
+	// Node is the name of this node, Failsafes what no policy may take from it; Choices tells of a change.
+	Node      string
+	Failsafes func() compile.Failsafes
+	Choices   <-chan struct{}
 	// Disturbed says that somebody else changed what a dataplane wrote.
 	Disturbed <-chan struct{}
 	Flows     Flows
@@ -143,6 +146,9 @@ type force struct {
 func newForce(s *policy.State) force {
 	f := force{unknown: make(map[string]bool, len(s.Endpoints)), byIP: make(map[netip.Addr]policy.EndpointID, 2*len(s.Endpoints))}
 	for _, ep := range s.Endpoints {
+		if ep.ID.Host {
+			continue // nobody waits for it, and its addresses are the node's
+		}
 		f.unknown[ep.Device] = ep.Unknown
 		if ep.Unknown {
 			f.closed++

@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/cni"
 	"github.com/heliograph-dev/heliograph/cni/ipam"
 	"github.com/heliograph-dev/heliograph/felix/conntrack"
@@ -31,6 +32,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/internal/logtest"
 	"github.com/heliograph-dev/heliograph/policy"
+	"github.com/heliograph-dev/heliograph/policy/compile"
 	"github.com/heliograph-dev/heliograph/policy/eval"
 )
 
@@ -192,6 +194,7 @@ func (n *node) start() (stop func()) {
 		},
 		NodeAddresses: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("192.168.0.1")}, nil },
 		Choice:        n.chosen,
+		Node:          "node", Failsafes: func() compile.Failsafes { return compile.Failsafes{VXLAN: 4789, Probe: 4793, BGP: []uint16{179}} },
 		Names: Names{
 			Gate: n.gate, Resolvers: func() []string { return []string{"k8s-service:kube-dns", "192.0.2.53"} },
 			Want: func(patterns []string) { n.learner.Want(patterns) },
@@ -395,6 +398,31 @@ func TestConnectionsAreCut(t *testing.T) {
 	if got := testutil.ToFloat64(n.enforcer.metrics.cut); got != 1 {
 		t.Errorf("%v connections counted as cut, want 1", got)
 	}
+}
+
+// TestHostConnectionsAreCut: those of the node itself that a policy denies, and never a failsafe's.
+func TestHostConnectionsAreCut(t *testing.T) {
+	n := newNode(t)
+	n.start()
+	n.cluster()
+	flow := func(src, dst string, port uint16) conntrack.Flow {
+		return conntrack.Flow{Src: netip.MustParseAddr(src), Dst: netip.MustParseAddr(dst), Protocol: 6, SrcPort: 40000, DstPort: port}
+	}
+	const out = "203.0.113.9"
+	n.flows.mu.Lock()
+	n.flows.flows = []conntrack.Flow{
+		flow(out, "192.168.0.1", 22), flow(out, "192.168.0.1", 179), flow(out, "192.168.0.1", 8080), flow("192.168.0.1", "192.168.0.1", 8080), flow("192.168.0.1", out, 443),
+	}
+	n.flows.mu.Unlock()
+	n.put(watch.HostEndpoints, &v1alpha1.HostEndpoint{ObjectMeta: metav1.ObjectMeta{Name: "node"}, Spec: v1alpha1.HostEndpointSpec{Node: "node", InterfaceName: "*"}})
+	n.put(watch.GlobalPolicies, &v1alpha1.GlobalNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: "deny"}})
+	n.feed.MarkSynced()
+	eventually(t, func() string {
+		if got := testutil.ToFloat64(n.enforcer.metrics.cut); got != 1 {
+			return fmt.Sprintf("%v connections cut, want 1", got)
+		}
+		return ""
+	})
 }
 
 // TestWithoutAPIServer: an agent that starts without one goes by the copy on disk, and mends what has

@@ -33,7 +33,7 @@ type cutter struct {
 func (c *cutter) after(d policy.Delta, first bool) {
 	mayDeny := first || len(d.Policies) > 0 || slices.ContainsFunc(d.Sets, func(c policy.SetChange) bool { _, named := c.ID.Domain(); return !named })
 	for _, change := range d.Endpoints {
-		mayDeny = mayDeny || change.Op == policy.Changed
+		mayDeny = mayDeny || change.Op == policy.Changed || change.ID.Host
 	}
 	if mayDeny {
 		c.again()
@@ -83,7 +83,8 @@ func (e *Enforcer) cutDenied(ctx context.Context) (int, error) {
 	judge := judge{e: e}
 	return e.opts.Flows.DeleteIf(ctx, func(f conntrack.Flow) bool {
 		_, fromNode := slices.BinarySearchFunc(own, f.Src, netip.Addr.Compare)
-		return judge.denied(f, fromNode)
+		_, toNode := slices.BinarySearchFunc(own, f.Dst, netip.Addr.Compare)
+		return judge.denied(f, fromNode, toNode)
 	})
 }
 
@@ -100,14 +101,14 @@ const (
 	echoRequest6 = 128
 )
 
-func (j *judge) denied(f conntrack.Flow, fromNode bool) bool {
+func (j *judge) denied(f conntrack.Flow, fromNode, toNode bool) bool {
 	j.e.mu.RLock()
 	defer j.e.mu.RUnlock()
 	if j.evaluator == nil || j.version != j.e.version {
 		j.version, j.evaluator = j.e.version, eval.New(j.e.state)
 	}
 	p := eval.Packet{
-		Src: f.Src, Dst: f.Dst, Protocol: policy.Protocol(f.Protocol), SrcPort: f.SrcPort, DstPort: f.DstPort, FromNode: fromNode,
+		Src: f.Src, Dst: f.Dst, Protocol: policy.Protocol(f.Protocol), SrcPort: f.SrcPort, DstPort: f.DstPort, FromNode: fromNode, ToNode: toNode,
 	}
 	switch p.Protocol {
 	case policy.ICMP:
@@ -115,5 +116,23 @@ func (j *judge) denied(f conntrack.Flow, fromNode bool) bool {
 	case policy.ICMPv6:
 		p.ICMPType = echoRequest6
 	}
-	return j.evaluator.Evaluate(p).Verdict == policy.Deny
+	if fromNode && toNode {
+		return false // on loopback
+	}
+	if !fromNode && !toNode {
+		return j.evaluator.Evaluate(p).Verdict == policy.Deny
+	}
+	return j.deniedBehindAll(p)
+}
+
+// deniedBehindAll judges a flow of the node's own. By what device it goes conntrack does not know: one that any
+// of them lets through stays.
+func (j *judge) deniedBehindAll(p eval.Packet) bool {
+	for _, device := range append(j.evaluator.Devices(), policy.AnyDevice) {
+		p.Device = device
+		if j.evaluator.Evaluate(p).Verdict != policy.Deny {
+			return false
+		}
+	}
+	return true
 }

@@ -27,6 +27,7 @@ func (e *Enforcer) once(ctx context.Context) {
 		e.mistakes = e.compiler.Problems()
 	}
 	e.takePods(e.opts.Pods())
+	e.compiler.SetFailsafes(e.opts.Failsafes())
 	delta := e.compiler.Flush()
 	if err := e.advance(delta); err != nil {
 		// Only a mistake of ours brings us here: the kernel follows the deltas all the same.

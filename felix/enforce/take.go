@@ -44,6 +44,8 @@ func (e *Enforcer) take(c feed.Change) {
 		e.compiler.SetNetworkSet(o)
 	case *v1alpha1.GlobalNetworkSet:
 		e.compiler.SetGlobalNetworkSet(o)
+	case *v1alpha1.HostEndpoint:
+		e.compiler.SetHostEndpoint(o, o.Spec.Node == e.opts.Node)
 	case *domains.Record:
 		e.compiler.SetDomain(o.Name, o.Addresses())
 	case nil:
@@ -80,6 +82,8 @@ func (e *Enforcer) forget(k feed.Key) {
 		e.compiler.RemoveNetworkSet(k.Namespace, k.Name)
 	case watch.GlobalNetworkSets:
 		e.compiler.RemoveGlobalNetworkSet(k.Name)
+	case watch.HostEndpoints:
+		e.compiler.RemoveHostEndpoint(k.Name)
 	case domains.Records:
 		e.compiler.RemoveDomain(k.Name)
 	}

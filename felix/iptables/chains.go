@@ -22,6 +22,7 @@ const (
 //
 //	FORWARD ─▶ HEL-FORWARD ┬▶ HEL-FROM ─▶ HEL-F… ─▶ an endpoint's egress chain
 //	INPUT ───▶ HEL-INPUT ──┘                                   both ─▶ policies' chains
+//	           HEL-INPUT ───▶ HEL-HOST-i ─▶ HEL-H-i ─▶ a host's ingress chain; HEL-OUTPUT the same with -e
 //	           HEL-FORWARD ┬▶ HEL-TO ───▶ HEL-T… ─▶ an endpoint's ingress chain
 //	OUTPUT ──▶ HEL-OUTPUT ─┴▶ HEL-NODE ─▶ HEL-T…
 //
@@ -53,7 +54,8 @@ func static(f policy.Family) chains {
 			c.add(chainInput, line{match: match, target: "-j RETURN"})
 		}
 	}
-	c.add(chainInput, line{match: from, target: "-j " + chainFrom})
+	c.add(chainInput, line{match: from, target: "-j " + chainFrom}, line{target: "-j " + chainHostIn})
+	c.add(chainOutput, line{target: "-j " + chainHostOut})
 	return c
 }
 
@@ -61,7 +63,10 @@ func static(f policy.Family) chains {
 func endpoints(all map[policy.EndpointID]*policy.Endpoint, policies map[policy.PolicyID]*policy.Policy) chains {
 	c := chains{}
 	from, to := map[string][]line{}, map[string][]line{}
-	for _, e := range all {
+	for id, e := range all {
+		if id.Host {
+			continue
+		}
 		closed := isolated(e, policies)
 		for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
 			devices, flag := to, "-o "
@@ -77,7 +82,86 @@ func endpoints(all map[policy.EndpointID]*policy.Endpoint, policies map[policy.P
 	}
 	c.tree(treeFrom, "-i ", from)
 	c.tree(treeTo, "-o ", to)
+	c.hosts(policy.Hosts(all), policies)
 	return c
+}
+
+// hosts adds the chains that lead to the endpoints of the node itself; empty ones if there are none. What is
+// on loopback, or goes to the node's own pods, meets none.
+func (c chains) hosts(all map[string]*policy.Endpoint, policies map[policy.PolicyID]*policy.Policy) {
+	c.add(chainHostIn)
+	c.add(chainHostOut)
+	if len(all) == 0 {
+		return
+	}
+	for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
+		entry, tree, flag := chainHostIn, treeHostIn, "-i "
+		c.add(entry)
+		if d == policy.Egress {
+			entry, tree, flag = chainHostOut, treeHostOut, "-o "
+		}
+		c.add(entry, line{match: flag + "lo", target: "-j RETURN"})
+		c.add(entry, line{target: clearMark}, line{target: "-j " + tree}, line{target: clearMark})
+		c.hostDevices(tree, flag, d, all, policies)
+	}
+}
+
+// hostDevices is the chain that finds the endpoint of a device. What goes to the node's own pods has none.
+func (c chains) hostDevices(name, flag string, d policy.Direction, all map[string]*policy.Endpoint, policies map[policy.PolicyID]*policy.Policy) {
+	const longest = 15 // of a device's name
+	c.add(name)
+	for _, device := range slices.Sorted(maps.Keys(all)) {
+		if device != policy.AnyDevice && len(device) <= longest {
+			c.add(name, line{match: flag + device, target: c.host(all[device], d, policies)})
+		}
+	}
+	e := all[policy.AnyDevice]
+	if e == nil {
+		return
+	}
+	target := c.host(e, d, policies)
+	if d == policy.Egress {
+		const pods, tunnels = "-o " + desired.WorkloadPrefix + "+", "-o " + desired.WorkloadPrefix + "-+"
+		c.add(name, line{match: tunnels, target: target}, line{match: pods, target: "-j RETURN"})
+	}
+	c.add(name, line{target: target})
+}
+
+// host adds the chain of one direction of a host, and returns how to get there. Behind the failsafes stands
+// what keeps a cut connection cut.
+func (c chains) host(e *policy.Endpoint, d policy.Direction, policies map[policy.PolicyID]*policy.Policy) string {
+	var list []line
+	for _, t := range e.Chain(d).Tiers {
+		if t.Name == policy.FailsafeTier {
+			list = append(list, failsafes(t, d, policies)...)
+			continue
+		}
+		list = append(list, tier(t, d, policies)...)
+	}
+	if e.Chain(d).Default != policy.Allow {
+		list = append(list, logs(policy.Deny, policy.ChainCause(d)), line{target: "-j DROP"})
+	}
+	if len(list) == 0 {
+		return "-j RETURN"
+	}
+	name := prefix + "e" + policy.Hash("host "+letter(d)+fmt.Sprint(list))
+	c[name] = list
+	return "-g " + name
+}
+
+// failsafes asks what no policy may take from a node. A node that lacks them is open.
+func failsafes(t policy.Tier, d policy.Direction, policies map[policy.PolicyID]*policy.Policy) []line {
+	var out []line
+	for _, id := range t.Policies {
+		p := policies[id]
+		if p == nil {
+			return []line{{target: "-j RETURN"}}
+		}
+		if len(p.Rules(d)) > 0 {
+			out = append(out, line{target: "-j " + policyChain(id, d)}, line{match: allowed, target: "-j RETURN"})
+		}
+	}
+	return append(out, line{match: midStream, target: "-j DROP"})
 }
 
 // isolated says whether a policy restricts an endpoint in any direction.

@@ -47,7 +47,7 @@ func (t *Table) refuse(id policy.PolicyID, err error) {
 func (t *Table) tellRefused(before map[policy.PolicyID]error) {
 	for id, err := range t.refused {
 		if before[id] == nil {
-			t.log.Error("the kernel refuses a policy: its pods are closed", "policy", id.String(), "err", err)
+			t.log.Error("the kernel refuses a policy: what it selects is closed", "policy", id.String(), "err", err)
 		}
 	}
 }
@@ -97,6 +97,12 @@ func (t *Table) inOrder(ctx context.Context, f *family) error {
 		}
 	}
 	isTree := func(name string) int {
+		switch {
+		case name == treeHostIn || name == treeHostOut:
+			return 1
+		case name == chainHostIn || name == chainHostOut:
+			return 2
+		}
 		if strings.HasPrefix(name, treeFrom) || strings.HasPrefix(name, treeTo) {
 			return 1
 		}

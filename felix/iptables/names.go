@@ -15,7 +15,8 @@ const prefix = "HEL-"
 
 // MarkMask is the bits of the packet mark that the chains use among themselves: 0x100000 says that a policy
 // has allowed, 0x200000 that one has passed the tier, or at the entry that the node itself is the sender.
-// Both are cleared before and after, on packets of pods' devices alone. Nobody else may use them.
+// Both are cleared before and after, on packets of pods' devices alone and, where hosts have
+// endpoints, on the node's own. Nobody else may use them.
 const MarkMask = 0x300000
 
 // Chains that are always there.
@@ -31,6 +32,10 @@ const (
 	chainStranger = prefix + "STRANGER"  // drops what is of no endpoint
 	chainUnknownE = prefix + "UNKNOWN-e" // drops what is of an endpoint that the API does not know
 	chainUnknownI = prefix + "UNKNOWN-i"
+	chainHostIn   = prefix + "HOST-i" // packets to the node itself, and from it
+	chainHostOut  = prefix + "HOST-e"
+	treeHostIn    = prefix + "H-i" // which endpoint of the node's they meet
+	treeHostOut   = prefix + "H-e"
 	treeFrom      = prefix + "F" // roots of the trees of devices
 	treeTo        = prefix + "T"
 )

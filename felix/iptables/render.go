@@ -75,6 +75,12 @@ func renderPolicy(p *policy.Policy, f policy.Family, refs map[policy.SetID]setRe
 // stub is what a policy becomes that the kernel refuses: it drops.
 func stub(id policy.PolicyID) rendered {
 	out := rendered{chains: chains{}}
+	if id == policy.FailsafeID() { // closed, nobody could come and see
+		for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
+			out.chains.add(policyChain(id, d), line{target: "-g " + chainAllow})
+		}
+		return out
+	}
 	for _, d := range []policy.Direction{policy.Ingress, policy.Egress} {
 		out.chains.add(policyChain(id, d), logs(policy.Deny, id.String()), line{target: "-j DROP"})
 	}

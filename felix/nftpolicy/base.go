@@ -5,7 +5,6 @@ package nftpolicy
 import (
 	"encoding/binary"
 
-	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -80,12 +79,17 @@ func toItself() Rule { return accept(Condition{Field: InOutDevice, Op: In, Set: 
 // entry was deleted because the connection became denied, the answers of the other end would make it
 // anew, in the direction that is allowed.
 func midStream(f Field) Rule {
+	return drop("mid-stream", append([]Condition{{Field: f, Op: In, Set: setIsolated}}, segment()...)...)
+}
+
+// segment is such a segment.
+func segment() []Condition {
 	const fin, syn, rst, ack = 1, 2, 4, 16
-	return drop("mid-stream",
-		Condition{Field: f, Op: In, Set: setIsolated},
-		Condition{Field: Protocol, Op: Equal, Value: string([]byte{byte(policy.TCP)})},
-		Condition{Field: TCPFlags, Op: NotEqual, Value: string([]byte{syn}), Mask: string([]byte{fin | syn | rst | ack})},
-		state(stateNew))
+	return []Condition{
+		{Field: Protocol, Op: Equal, Value: string([]byte{byte(policy.TCP)})},
+		{Field: TCPFlags, Op: NotEqual, Value: string([]byte{syn}), Mask: string([]byte{fin | syn | rst | ack})},
+		state(stateNew),
+	}
 }
 
 func dispatch(f Field, m string) Rule {
@@ -95,10 +99,7 @@ func dispatch(f Field, m string) Rule {
 // unknownDevice drops what comes from, or goes to, a pod's device that is no endpoint. Tunnels' devices
 // have a dash where pods' have a digit.
 func unknownDevice(f Field, more ...Condition) Rule {
-	return drop("unknown-device", append([]Condition{
-		{Field: f, Op: BeginsWith, Value: desired.WorkloadPrefix},
-		{Field: f, Op: BeginsNot, Value: desired.LinkPrefix + "-"},
-	}, more...)...)
+	return drop("unknown-device", append(podDevice(f), more...)...)
 }
 
 // neighbourDiscovery lets a pod ask the node for its link-layer address, and answer: without, it has no

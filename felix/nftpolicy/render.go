@@ -87,6 +87,10 @@ type book interface {
 func renderEndpoint(b book, name string, c policy.Chain, d policy.Direction) *rendering {
 	r := &rendering{chains: []Chain{{Name: name}}, isolates: c.Default != policy.Allow}
 	for _, tier := range c.Tiers {
+		if tier.Name == policy.FailsafeTier {
+			r.failsafes(b, tier, d)
+			continue
+		}
 		s := survey(b, tier, d)
 		if s.enforced || s.missing {
 			r.isolates = true
@@ -112,6 +116,18 @@ func renderEndpoint(b book, name string, c policy.Chain, d policy.Direction) *re
 		r.deny(policy.ChainCause(d))
 	}
 	return r
+}
+
+// failsafes renders what comes first in the chain of a host. A kernel that does not take them leaves the host
+// open: closed, nobody could come and see. Behind them stands what keeps a cut connection cut.
+func (r *rendering) failsafes(b book, tier policy.Tier, d policy.Direction) {
+	for _, id := range tier.Policies {
+		if p, refused := b.lookup(id); p == nil || refused != nil {
+			r.add(accept())
+		}
+		r.jump(policyKey(id, d))
+	}
+	r.add(drop("mid-stream", segment()...))
 }
 
 // renderTier renders the policies of a tier, of which one passes. It says so by returning, so the rules
@@ -148,7 +164,7 @@ func renderPolicy(b book, name string, id policy.PolicyID, d policy.Direction) (
 		return r, nil
 	case refused == nil:
 		return r, r.policy(b, p, d)
-	case !p.Audit:
+	case !p.Audit && id != policy.FailsafeID():
 		r.deny(refusedCause(id, d))
 	}
 	return r, nil

@@ -53,6 +53,7 @@ type Table struct {
 	units   *units
 	objects *objects
 	endpoints
+	hosts hosts
 }
 
 // New makes a driver that owns nothing until Update.
@@ -67,6 +68,7 @@ func (t *Table) begin() {
 	t.stale = true
 	t.sets, t.traits = map[policy.SetID]*selected{}, map[policy.PolicyID]traits{}
 	t.units, t.objects, t.endpoints = newUnits(), newObjects(), newEndpoints()
+	t.hosts = hosts{all: map[policy.EndpointID]*policy.Endpoint{}}
 	for _, c := range baseChains() {
 		t.objects.acquireChain(&c)
 	}
@@ -99,7 +101,11 @@ func (t *Table) Update(d policy.Delta) {
 		t.updatePolicy(c.ID)
 	}
 	for _, c := range d.Endpoints {
-		t.updateEndpoint(c.ID, c.Endpoint)
+		if c.ID.Host {
+			t.updateHost(c.ID, c.Endpoint)
+		} else {
+			t.updateEndpoint(c.ID, c.Endpoint)
+		}
 	}
 }
 
@@ -186,6 +192,7 @@ func (t *Table) read() error {
 
 // render brings all that is dirty up to date.
 func (t *Table) render() {
+	t.renderHosts()
 	for len(t.units.dirty) > 0 {
 		for u := range t.units.dirty {
 			delete(t.units.dirty, u)
@@ -278,7 +285,7 @@ func (t *Table) updatePolicy(id policy.PolicyID) {
 }
 
 func (t *Table) refuse(id policy.PolicyID, err error) {
-	t.log.Error("policy refused, its pods are closed", "policy", id, "error", err)
+	t.log.Error("policy refused, what it selects is closed", "policy", id, "error", err)
 	t.refused[id] = err
 	t.units.policyChanged(id, false)
 }

@@ -27,19 +27,37 @@ func (d *dice) packets(n int) []Packet {
 
 func (d *dice) packet() Packet {
 	p := Packet{From: d.end(), To: d.end()}
-	if p.From < 0 && p.To < 0 { // neither end is a pod: once in a while, since we have no say in it
-		p.To = End(d.IntN(len(d.pods)))
-		if d.chance(10) {
-			p.From, p.To = Outside, pick(d, Outside, Node)
+	switch {
+	case p.From < 0 && p.To < 0 && d.chance(10): // we have no say in it
+		p.From, p.To = Outside, Outside
+	case p.From == Node && p.To == Node: // on loopback
+		p.From, p.To = pick(d, End(Outside), Node), Outside
+		if p.From == Outside {
+			p.To = Node
 		}
+	case p.From == Outside && p.To == Outside:
+		p.To = End(d.IntN(len(d.pods)))
 	}
 	is4 := d.chance(50)
 	p.Src, p.Dst, p.FromNode = d.address(p.From, is4), d.address(p.To, is4), p.From == Node
+	p.ToNode, p.Device = p.To == Node, d.device(p)
 	if p.From == p.To && p.From == Outside && p.Src == p.Dst {
 		return d.packet() // the world outside does not need us to talk to itself
 	}
 	d.transportOf(&p, is4)
 	return p
+}
+
+// device is what the node's own packets pass.
+func (d *dice) device(p Packet) string {
+	other := p.From
+	if other == Node {
+		other = p.To
+	}
+	if other == Outside {
+		return "out0"
+	}
+	return d.pods[other].Device
 }
 
 func (d *dice) end() End {
@@ -135,7 +153,21 @@ func (j judge) verdict(p Packet) (v policy.Action, why string, doubtful bool) {
 			}
 		}
 	}
+	if p.MidStream && j.atHost(p) {
+		return policy.Deny, "it is the middle of a stream, and no failsafe", doubtful
+	}
 	return j.eval.Evaluate(p.Packet).Verdict, byEval, doubtful
+}
+
+// atHost says whether a packet gets beyond the failsafes of a host.
+func (j judge) atHost(p Packet) bool {
+	r := j.eval.Evaluate(p.Packet)
+	for _, t := range []*eval.Trace{r.Egress, r.Ingress} {
+		if t != nil && t.Endpoint.Host && len(t.Tiers) > 0 && t.Tiers[0].Tier == policy.FailsafeTier && t.Tiers[0].Verdict == policy.Pass {
+			return true
+		}
+	}
+	return false
 }
 
 func (j judge) closed(e End) bool {
@@ -171,11 +203,15 @@ func (j judge) walks(p Packet, counts map[policy.RuleID]uint64) {
 	switch {
 	case p.From >= 0 && j.byPod[p.From] == nil:
 		return
+	case p.Neighbour: // asks the host alone
+		r.Egress, r.Ingress = nil, j.eval.Side(p.Packet, policy.Ingress)
 	case p.To >= 0 && j.byPod[p.To] == nil: // it gets as far as that, if it is not cut off before
 		if p.From >= 0 && p.MidStream && j.closed(p.From) {
 			return
 		}
-		r.Ingress = nil
+		if r.Ingress = nil; p.From == Node { // its device is a pod's all the same
+			r.Egress = nil
+		}
 	case why != byEval:
 		return
 	}

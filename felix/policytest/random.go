@@ -65,7 +65,77 @@ func (d *dice) next(old *policy.State) *policy.State {
 		}
 		s.Endpoints[e.ID] = was
 	}
+	d.hosts(s, old)
 	return s
+}
+
+// hosts gives the node endpoints now and then: for the device to the outside, for all that have none, for
+// one that it has not.
+func (d *dice) hosts(s, old *policy.State) {
+	failsafes := old.Policies[policy.FailsafeID()]
+	if failsafes == nil || d.chance(30) {
+		failsafes = d.failsafes()
+	}
+	s.Policies[policy.FailsafeID()] = failsafes
+	for _, device := range []string{policy.AnyDevice, "out0", "none0"} {
+		id := policy.EndpointID{Name: "host " + device, Host: true}
+		e := old.Endpoints[id]
+		switch {
+		case d.chance(40):
+			continue
+		case e == nil || d.chance(40):
+			e = &policy.Endpoint{ID: id, Device: device, Ingress: d.hostChain(), Egress: d.hostChain()}
+		}
+		s.Endpoints[id] = e
+	}
+}
+
+func (d *dice) hostChain() policy.Chain {
+	c := policy.Chain{Default: policy.Allow}
+	if d.chance(15) {
+		return c
+	}
+	c.Tiers = append(c.Tiers, policy.Tier{Name: policy.FailsafeTier, Policies: []policy.PolicyID{policy.FailsafeID()}, Default: policy.Pass})
+	c.Tiers = append(c.Tiers, d.chain().Tiers...)
+	return c
+}
+
+// kernelRules are how many failsafes, which all have, let pass what is not counted: the kernel's own messages, that nobody
+// sent, and neighbour discovery, which a renderer may let pass before.
+const kernelRules = 2
+
+func (d *dice) failsafes() *policy.Policy {
+	p := &policy.Policy{ID: policy.FailsafeID()}
+	rules := func(dir policy.Direction) []policy.Rule {
+		matches := []policy.Match{{Transport: kernelMessages()}, {Transport: messages(135, 136)}}
+		for range d.IntN(3) {
+			t := policy.Transport{Protocol: pick(d, policy.TCP, policy.UDP)}
+			port := pick(d, ports...)
+			t.DestinationPorts.Ranges = []policy.PortRange{{First: port, Last: port}}
+			matches = append(matches, policy.Match{Transport: []policy.Transport{t}})
+		}
+		var out []policy.Rule
+		for i, m := range matches {
+			out = append(out, policy.Rule{ID: policy.RuleID{Policy: p.ID, Direction: dir, Index: i}, Action: policy.Allow, Match: m})
+		}
+		return out
+	}
+	p.Ingress, p.Egress = rules(policy.Ingress), rules(policy.Egress)
+	return p
+}
+
+// kernelMessages are reports of multicast listeners, and what says that nobody is there to receive a packet.
+func kernelMessages() []policy.Transport {
+	unreachable := policy.Transport{Protocol: policy.ICMP, ICMP: policy.ICMPMatch{HasType: true, Type: 3}}
+	return append(messages(1, 4, 143), unreachable)
+}
+
+func messages(types ...uint8) []policy.Transport {
+	var out []policy.Transport
+	for _, t := range types {
+		out = append(out, policy.Transport{Protocol: policy.ICMPv6, ICMP: policy.ICMPMatch{HasType: true, Type: t}})
+	}
+	return out
 }
 
 // policyID is of all kinds, one with a name that is as long as names can be.

@@ -128,7 +128,9 @@ type Felix struct {
 	RefreshInterval time.Duration
 	IPAMCooldown    time.Duration
 	Dataplane       string // of policy: v1alpha1.DataplaneAuto and so on
-	DNSServers      []string
+	// FailsafeInbound and FailsafeOutbound are as users wrote them; nil: the defaults, which policy has.
+	FailsafeInbound, FailsafeOutbound *[]v1alpha1.ProtoPort
+	DNSServers                        []string
 }
 
 // DefaultDNSServer is who is believed about names of domains.
@@ -305,6 +307,12 @@ func (f *Felix) lay(s v1alpha1.FelixConfigurationSpec) {
 	}
 	if s.Dataplane != "" {
 		f.Dataplane = string(s.Dataplane)
+	}
+	if s.FailsafeInboundHostPorts != nil {
+		f.FailsafeInbound = s.FailsafeInboundHostPorts
+	}
+	if s.FailsafeOutboundHostPorts != nil {
+		f.FailsafeOutbound = s.FailsafeOutboundHostPorts
 	}
 	if s.DNSTrustedServers != nil {
 		f.DNSServers = s.DNSTrustedServers

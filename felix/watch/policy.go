@@ -36,6 +36,7 @@ const (
 	Tiers                  feed.Kind = "tiers.heliograph.dev"
 	NetworkSets            feed.Kind = "networksets.heliograph.dev"
 	GlobalNetworkSets      feed.Kind = "globalnetworksets.heliograph.dev"
+	HostEndpoints          feed.Kind = "hostendpoints.heliograph.dev"
 	ClusterNetworkPolicies feed.Kind = "clusternetworkpolicies.policy.networking.k8s.io"
 )
 
@@ -54,6 +55,7 @@ func FeedTypes() map[feed.Kind]func() client.Object {
 		Tiers:                  func() client.Object { return &v1alpha1.Tier{} },
 		NetworkSets:            func() client.Object { return &v1alpha1.NetworkSet{} },
 		GlobalNetworkSets:      func() client.Object { return &v1alpha1.GlobalNetworkSet{} },
+		HostEndpoints:          func() client.Object { return &v1alpha1.HostEndpoint{} },
 		ClusterNetworkPolicies: func() client.Object { return &policyv1alpha2.ClusterNetworkPolicy{} },
 	}
 }

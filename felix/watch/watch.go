@@ -102,7 +102,7 @@ func Mapper(scheme *runtime.Scheme) (meta.RESTMapper, error) {
 // scopeOf is the scope of a kind that goes to the feed.
 func scopeOf(kind feed.Kind) meta.RESTScope {
 	switch kind {
-	case Namespaces, Nodes, GlobalPolicies, Tiers, GlobalNetworkSets, ClusterNetworkPolicies:
+	case Namespaces, Nodes, GlobalPolicies, Tiers, GlobalNetworkSets, HostEndpoints, ClusterNetworkPolicies:
 		return meta.RESTScopeRoot
 	}
 	return meta.RESTScopeNamespace

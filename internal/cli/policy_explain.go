@@ -21,10 +21,10 @@ func newPolicyExplainCommand() *cobra.Command {
 		backends                     int
 	)
 	cmd := &cobra.Command{
-		Use:   "explain --from NAMESPACE/POD|IP|node/NAME --to NAMESPACE/POD:PORT[/PROTOCOL]|IP:PORT|service/NAMESPACE/NAME:PORT",
+		Use:   "explain --from NAMESPACE/POD|IP|node/NAME --to NAMESPACE/POD:PORT[/PROTOCOL]|IP:PORT|node/NAME:PORT|service/NAMESPACE/NAME:PORT",
 		Short: "Say whether policy lets a packet through, and by which rules on both ends",
 		Long: "Follows the first packet of a connection: through a service to its endpoints, out of the sender's pod, into the\n" +
-			"receiver's: each tier, policy and rule, with what matches or the first condition that differs. PROTOCOL is tcp\n" +
+			"receiver's, or through a node's HostEndpoint: each tier, policy and rule, with what matches or the first condition that differs. PROTOCOL is tcp\n" +
 			"(as without one), udp or sctp; instead of a port there can be /icmp. It asks no node, but computes from the API\n" +
 			"what nodes enforce, and so needs the right to list what policy follows from. With --with-file and --without\n" +
 			"it is a dry run of a change.",
@@ -54,7 +54,7 @@ func newPolicyExplainCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&kubeconfig, "kubeconfig", "", "path of the kubeconfig; default as kubectl's")
 	f.StringVar(&from, "from", "", "who sends: NAMESPACE/POD, an address or node/NAME")
-	f.StringVar(&to, "to", "", "who receives: NAMESPACE/POD, an address (IPv6 in brackets) or service/NAMESPACE/NAME, and :PORT[/PROTOCOL] or /icmp")
+	f.StringVar(&to, "to", "", "who receives: NAMESPACE/POD, an address (IPv6 in brackets), node/NAME or service/NAMESPACE/NAME, and :PORT[/PROTOCOL] or /icmp")
 	f.StringArrayVar(&change.files, "with-file", nil, "YAML file of objects to put over those of the cluster, - for standard input; can be repeated")
 	f.StringArrayVar(&change.without, "without", nil, "KIND/NAMESPACE/NAME of an object to do without; can be repeated")
 	f.IntVar(&backends, "max-backends", 10, "how many endpoints of a service are looked at")

@@ -30,7 +30,8 @@ type tier struct {
 type rank uint8
 
 const (
-	adminTier rank = iota
+	failsafeTier rank = iota
+	adminTier
 	// missingTier is a tier that nobody knows the place of. Its policies may be there to deny what others
 	// allow, so they are asked first, and deny.
 	missingTier
@@ -40,6 +41,8 @@ const (
 
 func (c *Compiler) tierOf(name string) tier {
 	switch name {
+	case policy.FailsafeTier:
+		return tier{rank: failsafeTier, action: policy.Pass}
 	case policy.AdminTier:
 		return tier{rank: adminTier, action: policy.Pass}
 	case policy.DefaultTier:
@@ -92,7 +95,10 @@ func (c *Compiler) endpoint(id policy.EndpointID) *policy.Endpoint {
 		return nil
 	}
 	e := &policy.Endpoint{ID: id, Device: w.Device, IPs: w.IPs}
-	p := c.entities[podKey(id)]
+	p := c.entities[endpointKey(id)]
+	if id.Host && p == nil {
+		return nil // nothing is closed on a node because of what we do not know
+	}
 	if p == nil || p.workload != w {
 		e.Unknown = true
 		e.Ingress.Default, e.Egress.Default = policy.Deny, policy.Deny
@@ -108,8 +114,19 @@ func (c *Compiler) endpoint(id policy.EndpointID) *policy.Endpoint {
 			}
 		}
 	}
+	if id.Host && !restricted(applies) {
+		e.Ingress.Default, e.Egress.Default = policy.Allow, policy.Allow
+		return e
+	}
 	e.Ingress, e.Egress = c.chain(applies[policy.Ingress]), c.chain(applies[policy.Egress])
 	return e
+}
+
+// restricted says whether any policy of users decides. A host of which none does needs no failsafes: it is
+// open, and has no chains.
+func restricted(applies [2][]*source) bool {
+	enforces := func(s *source) bool { return s.tier != policy.FailsafeTier && !s.policy.Audit }
+	return slices.ContainsFunc(applies[policy.Ingress], enforces) || slices.ContainsFunc(applies[policy.Egress], enforces)
 }
 
 // chain puts the policies that apply into their tiers.

@@ -32,7 +32,7 @@ import (
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
-// Workload is a pod of this node, as the CNI plugin knows it.
+// Workload is a pod of this node, as the CNI plugin knows it, or (SetHostEndpoint) this node itself.
 type Workload struct {
 	ID policy.EndpointID
 	// UID tells the pod from its predecessor of the same name, whose labels the API may still show.
@@ -147,7 +147,7 @@ func (c *Compiler) SetWorkload(w Workload) {
 func (c *Compiler) RemoveWorkload(id policy.EndpointID) { c.changeWorkload(id, nil) }
 
 func (c *Compiler) changeWorkload(id policy.EndpointID, w *workload) {
-	e := c.entities[podKey(id)]
+	e := c.entities[endpointKey(id)]
 	if e != nil {
 		c.withdraw(e)
 	}

@@ -21,17 +21,19 @@ const (
 	networkSets
 	nodes
 	endpointSlices
+	hosts
 	domains
 )
 
 // entity is what has labels to be selected by, and addresses to be found at: a pod of any node, a set of
-// networks, a node, a slice of a service's endpoints, a name of a domain.
+// networks, a node, a slice of a service's endpoints, a name of a domain,
+// a host endpoint.
 type entity struct {
 	facts
 	key       entityKey
 	namespace *namespace
 	account   *account // pods' only
-	// workload is set if the pod is ours, in this incarnation.
+	// workload is set if the pod is ours, in this incarnation, or the host endpoint is this node's.
 	workload   *workload
 	selections []*selection
 }
@@ -42,6 +44,14 @@ type entityKey struct {
 }
 
 func podKey(id policy.EndpointID) entityKey { return entityKey{pods, id} }
+
+// endpointKey is the key of what may be an endpoint: a pod or a host.
+func endpointKey(id policy.EndpointID) entityKey {
+	if id.Host {
+		return entityKey{hosts, id}
+	}
+	return podKey(id)
+}
 
 // facts is what the object of an entity says.
 type facts struct {
@@ -219,11 +229,11 @@ func (c *Compiler) introduce(e *entity) {
 	if e.key.kind == pods {
 		e.account = e.namespace.account(e.runsAs)
 		e.account.pods++
-		if w := c.workloads[e.key.EndpointID]; w != nil && (w.UID == "" || w.UID == e.uid) {
-			e.workload = w
-			e.namespace.own[e] = struct{}{}
-			c.touchEndpoint(e.key.EndpointID)
-		}
+	}
+	if w := c.workloads[e.key.EndpointID]; w != nil && e.key == endpointKey(e.key.EndpointID) && (w.UID == "" || w.UID == e.uid) {
+		e.workload = w
+		e.namespace.own[e] = struct{}{}
+		c.touchEndpoint(e.key.EndpointID)
 	}
 	for _, p := range e.addresses() {
 		c.byPrefix[p] = append(c.byPrefix[p], e)

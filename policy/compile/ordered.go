@@ -104,7 +104,12 @@ func (r *reader) orderedSubject(spec *v1alpha1.PolicySpec, namespaces v1alpha1.S
 		r.home = labels.In(nameLabel, r.id.Namespace)
 		s.namespaces = r.home
 	} else {
+		before := len(r.errs)
 		s.namespaces = r.parse(string(namespaces), path.Child("namespaceSelector"), labels.ParseNamespaces)
+		// Hosts are in no namespace, and run as nobody. Who meant pods, and miswrote of which, closes none.
+		if len(r.errs) == before && spec.ServiceAccountSelector == "" {
+			s.kinds |= hosts
+		}
 	}
 	s.labels = r.parse(string(spec.Selector), path.Child("selector"), labels.Parse)
 	s.accounts = r.parse(string(spec.ServiceAccountSelector), path.Child("serviceAccountSelector"), labels.Parse)
@@ -201,30 +206,38 @@ func (r *reader) not(rule *v1alpha1.Rule, protocol policy.Protocol, owners [2]se
 // pods that the conditions select; without any, at the policy's own end, those of its subject.
 func (r *reader) end(e *v1alpha1.EntityRule, own bool, path *field.Path) (policy.Peer, selector) {
 	var p policy.Peer
-	owner := selector{kinds: pods}
+	owner := selector{kinds: r.withPorts()}
 	if own {
 		owner = r.subject
 	}
 	if s, given := r.entities(e, path); given {
 		p.Within = append(p.Within, policy.Addresses{Sets: []policy.SetID{r.set(setSpec{selector: s})}})
-		s.kinds, s.own = pods, own
+		s.kinds, s.own = r.withPorts(), own
 		owner = s
 	}
 	if len(e.Nets) > 0 {
 		p.Within = append(p.Within, policy.Addresses{Nets: r.nets(e.Nets, path.Child("nets"))})
 	}
 	if e.NotSelector != "" {
-		s := selector{kinds: pods | networkSets, labels: r.parse(e.NotSelector, path.Child("notSelector"), labels.Parse)}
+		s := selector{kinds: pods | networkSets | hosts, labels: r.parse(e.NotSelector, path.Child("notSelector"), labels.Parse)}
 		p.Outside.Sets = []policy.SetID{r.set(setSpec{selector: s})}
 	}
 	p.Outside.Nets = r.nets(e.NotNets, path.Child("notNets"))
 	return p, owner
 }
 
+// withPorts are the kinds of what has named ports.
+func (r *reader) withPorts() kinds {
+	if r.id.Namespace == "" {
+		return pods | hosts
+	}
+	return pods
+}
+
 // entities reads the selectors of one end. In a policy of a namespace any of them, be it the negated one,
 // limits the end to that namespace, unless namespaces are selected.
 func (r *reader) entities(e *v1alpha1.EntityRule, path *field.Path) (s selector, given bool) {
-	s = selector{kinds: pods | networkSets, labels: r.parse(e.Selector, path.Child("selector"), labels.Parse)}
+	s = selector{kinds: pods | networkSets | hosts, labels: r.parse(e.Selector, path.Child("selector"), labels.Parse)}
 	given = e.Selector != "" || e.NamespaceSelector != ""
 	if a := e.ServiceAccounts; a != nil && (len(a.Names) > 0 || a.Selector != "") {
 		// Network sets run as nobody.

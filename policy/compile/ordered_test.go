@@ -220,7 +220,7 @@ func TestOrderedSubject(t *testing.T) {
 		field   string // of the mistake
 	}{
 		{spec: `{}`, subject: "own pods(all())" + prod, applies: directions{true, false}},
-		{spec: `{}`, cluster: true, subject: "own pods(all()) namespaces(all())", applies: directions{true, false}},
+		{spec: `{}`, cluster: true, subject: "own pods and hosts(all())", applies: directions{true, false}},
 		{spec: `{egress: [{action: Allow}]}`, subject: "own pods(all())" + prod, applies: directions{false, true}},
 		{spec: `{ingress: [{action: Allow}], egress: [{action: Allow}]}`, subject: "own pods(all())" + prod, applies: directions{true, true}},
 		{spec: `{types: [Egress], ingress: [{action: Allow}]}`, subject: "own pods(all())" + prod, applies: directions{false, true}},

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -26,13 +27,15 @@ type world struct {
 	policies   map[policy.PolicyID]*networkingv1.NetworkPolicy
 	workloads  map[policy.EndpointID]Workload
 	ours       ourWorld
+	hosts      map[string]*v1alpha1.HostEndpoint
+	failsafes  *Failsafes
 }
 
 func newWorld(seed uint64) *world {
 	return &world{
 		Rand: rand.New(rand.NewPCG(seed, 0)), pods: map[policy.EndpointID]*corev1.Pod{}, namespaces: map[string]*corev1.Namespace{},
 		policies: map[policy.PolicyID]*networkingv1.NetworkPolicy{}, workloads: map[policy.EndpointID]Workload{},
-		ours: newOurWorld(),
+		ours: newOurWorld(), hosts: map[string]*v1alpha1.HostEndpoint{},
 	}
 }
 
@@ -135,8 +138,12 @@ func (w *world) pod(id policy.EndpointID) *corev1.Pod {
 
 // step changes one object, in the world and in the compiler.
 func (w *world) step(c *Compiler) {
-	if w.IntN(2) == 0 {
+	switch w.IntN(20) {
+	case 0, 1, 2, 3, 4, 5, 6, 7, 8:
 		w.stepOurs(c)
+		return
+	case 9:
+		w.stepHosts(c)
 		return
 	}
 	namespace := pick(w, "ns0", "ns1", "ns2")
@@ -180,6 +187,25 @@ func (w *world) step(c *Compiler) {
 	}
 }
 
+// stepHosts changes a host of this node or of another, or what no policy may take from one.
+func (w *world) stepHosts(c *Compiler) {
+	name := fmt.Sprintf("host%d", w.IntN(4))
+	switch w.IntN(6) {
+	case 0:
+		delete(w.hosts, name)
+		c.RemoveHostEndpoint(name)
+	case 1:
+		w.failsafes = &Failsafes{VXLAN: 4789, Probe: pick[uint16](w, 4793, 4794)}
+		c.SetFailsafes(*w.failsafes)
+	default:
+		h := hostEndpoint(name, pick(w, policy.AnyDevice, "eth0"), w.labels(), fmt.Sprintf("10.0.0.%d", w.IntN(12)))
+		h.Spec.Node = pick(w, "ours", "ours", "other")
+		h.Spec.Ports[0].Name = pick(w, "http", "dns")
+		w.hosts[name] = h
+		c.SetHostEndpoint(h, h.Spec.Node == "ours")
+	}
+}
+
 // scratch compiles what exists now by a compiler that has seen nothing else.
 func (w *world) scratch() *Compiler {
 	c := New()
@@ -196,6 +222,12 @@ func (w *world) scratch() *Compiler {
 		c.SetNamespace(n)
 	}
 	w.ours.compile(c)
+	for _, h := range w.hosts {
+		c.SetHostEndpoint(h, h.Spec.Node == "ours")
+	}
+	if w.failsafes != nil {
+		c.SetFailsafes(*w.failsafes)
+	}
 	return c
 }
 
@@ -249,6 +281,10 @@ func checkNoLeak(t *testing.T, seed uint64, w *world, c *Compiler, state *policy
 		c.RemoveNetworkPolicy(p.Namespace, p.Name)
 	}
 	w.ours.remove(c)
+	for name := range w.hosts {
+		c.RemoveHostEndpoint(name)
+	}
+	c.removeSource(policy.FailsafeID())
 	for id := range w.pods {
 		c.RemovePod(id)
 	}

@@ -59,6 +59,10 @@ func (s selector) String() string {
 		text += "nodes("
 	case endpointSlices:
 		text += "endpoints("
+	case hosts:
+		text += "hosts("
+	case pods | hosts:
+		text += "pods and hosts("
 	default:
 		text += "pods and sets("
 	}

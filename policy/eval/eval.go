@@ -7,6 +7,7 @@
 package eval
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -23,6 +24,10 @@ type Packet struct {
 	// FromNode says that the node itself sends it, as kubelet does when it probes. A pod's own node
 	// may always reach it.
 	FromNode bool
+	// ToNode says that it is for the node itself, Device by what device of the node it comes in or, if
+	// FromNode, goes out. Both are for hosts' endpoints alone.
+	ToNode bool
+	Device string
 }
 
 // Report is the verdict on a packet.
@@ -108,13 +113,19 @@ type RuleTrace struct {
 type Evaluator struct {
 	state   *policy.State
 	byIP    map[netip.Addr]*policy.Endpoint
-	lengths map[*policy.Set]lengths // of the sets that were asked
+	lengths map[*policy.Set]lengths     // of the sets that were asked
+	hosts   map[string]*policy.Endpoint // by device
 }
 
 // New returns an evaluator. Of endpoints with the same address, the first in order has it.
 func New(s *policy.State) *Evaluator {
-	e := &Evaluator{state: s, byIP: make(map[netip.Addr]*policy.Endpoint, len(s.Endpoints)), lengths: map[*policy.Set]lengths{}}
+	e := &Evaluator{
+		state: s, byIP: make(map[netip.Addr]*policy.Endpoint, len(s.Endpoints)), lengths: map[*policy.Set]lengths{}, hosts: policy.Hosts(s.Endpoints),
+	}
 	for _, ep := range s.Endpoints {
+		if ep.ID.Host {
+			continue
+		}
 		for _, ip := range ep.IPs {
 			if old := e.byIP[ip]; old == nil || ep.ID.Compare(old.ID) < 0 {
 				e.byIP[ip] = ep
@@ -144,6 +155,11 @@ func (e *Evaluator) Evaluate(p Packet) Report {
 func (e *Evaluator) Side(p Packet, d policy.Direction) *Trace {
 	p.Src, p.Dst = p.Src.Unmap().WithZone(""), p.Dst.Unmap().WithZone("")
 	src, dst := e.byIP[p.Src], e.byIP[p.Dst]
+	if h := e.host(p, d, src, dst); h != nil {
+		t := &Trace{Endpoint: h.ID, Direction: d}
+		e.walk(t, h.Chain(d), p)
+		return t
+	}
 	self := src == dst && !p.FromNode
 	switch {
 	case d == policy.Egress && src != nil && !p.FromNode:
@@ -152,6 +168,24 @@ func (e *Evaluator) Side(p Packet, d policy.Direction) *Trace {
 		return e.trace(dst, d, p, self)
 	}
 	return nil
+}
+
+// Devices are those that hosts' endpoints are for, AnyDevice among them.
+func (e *Evaluator) Devices() []string { return slices.Sorted(maps.Keys(e.hosts)) }
+
+// host is the node's endpoint that a packet meets; nil: none.
+func (e *Evaluator) host(p Packet, d policy.Direction, src, dst *policy.Endpoint) *policy.Endpoint {
+	const loopback = "lo"
+	switch {
+	case p.Device == loopback, d == policy.Egress && (!p.FromNode || dst != nil), d == policy.Ingress && !p.ToNode:
+		return nil
+	case d == policy.Ingress && src != nil: // a pod's device is none of the node's
+		return e.hosts[policy.AnyDevice]
+	}
+	if h := e.hosts[p.Device]; h != nil {
+		return h
+	}
+	return e.hosts[policy.AnyDevice]
 }
 
 func (e *Evaluator) trace(ep *policy.Endpoint, d policy.Direction, p Packet, self bool) *Trace {

@@ -52,13 +52,14 @@ type Flow struct {
 	Protocol string       `json:"protocol"`
 	Port     uint16       `json:"port,omitempty"`
 	Verdict  Verdict      `json:"verdict"`
-	// Egress is what is asked where the packet comes from, Ingress where it goes; null where that is no pod. Ingress
+	// Egress is what is asked where the packet comes from, Ingress where it goes; null where that is neither a pod
+	// nor a node with a HostEndpoint. Ingress
 	// says what it would say, even if Egress denies.
 	Egress  *Side `json:"egress"`
 	Ingress *Side `json:"ingress"`
 }
 
-// Side is one pod's part in a verdict.
+// Side is the part of one pod, or HostEndpoint, in a verdict.
 type Side struct {
 	Node string `json:"node"`
 	eval.Trace
@@ -94,10 +95,15 @@ func (v *View) Explain(q Query) (*Answer, error) {
 		backends = backends[:most]
 	}
 	for _, b := range backends {
-		a.Flows = append(a.Flows, v.flows(a, b, q.To.Protocol)...)
+		flows, err := v.flows(a, b, q.To.Protocol)
+		if err != nil {
+			return nil, err
+		}
+		a.Flows = append(a.Flows, flows...)
 	}
 	a.Verdict = sum(a.Flows)
 	a.note(backends)
+	v.noteHosts(a)
 	return a, nil
 }
 
@@ -118,11 +124,9 @@ func (v *View) backends(a *Answer, t Target) ([]backend, error) {
 		a.noteService(svc, t)
 		return backends, nil
 	}
-	end := v.ipEnd(t.IP)
-	if !t.IP.IsValid() {
-		if end, err = v.podEnd(t.Pod); err != nil {
-			return nil, err
-		}
+	end, err := v.target(t)
+	if err != nil {
+		return nil, err
 	}
 	a.To = end.String()
 	port := t.Port
@@ -132,6 +136,17 @@ func (v *View) backends(a *Answer, t Target) ([]backend, error) {
 		}
 	}
 	return []backend{{end: end, port: port}}, nil
+}
+
+// target finds where a packet goes that is for no service.
+func (v *View) target(t Target) (End, error) {
+	switch {
+	case t.IP.IsValid():
+		return v.ipEnd(t.IP), nil
+	case t.Node != "":
+		return v.nodeEnd(t.Node)
+	}
+	return v.podEnd(t.Pod)
 }
 
 func (v *View) targetService(t Target) (*corev1.Service, netip.Addr, error) {
@@ -173,13 +188,18 @@ func containerPorts(p *corev1.Pod) []corev1.ContainerPort {
 }
 
 // flows are those of the families that both ends have; one flow if all they meet is the same.
-func (v *View) flows(a *Answer, b backend, protocol policy.Protocol) []Flow {
+func (v *View) flows(a *Answer, b backend, protocol policy.Protocol) ([]Flow, error) {
 	var out []Flow
 	for _, f := range []policy.Family{policy.IPv4, policy.IPv6} {
-		flow, ok := v.flow(a.From, b, protocol, f)
+		p, ok := v.path(a.From, b, protocol, f)
 		if !ok {
 			continue
 		}
+		flow, err := v.flow(p, f)
+		if err != nil {
+			return nil, err
+		}
+		flow.Protocol = protocol.String() // ICMP, of either family
 		if len(out) > 0 && out[0].alike(flow) {
 			out[0].merge(flow)
 			continue
@@ -187,16 +207,21 @@ func (v *View) flows(a *Answer, b backend, protocol policy.Protocol) []Flow {
 		out = append(out, flow)
 	}
 	if len(out) == 0 {
-		return []Flow{{To: b.end, Families: []string{}, Src: []netip.Addr{}, Dst: []netip.Addr{}, Protocol: protocol.String(), Port: b.port, Verdict: Unknown}}
+		return []Flow{{To: b.end, Families: []string{}, Src: []netip.Addr{}, Dst: []netip.Addr{}, Protocol: protocol.String(), Port: b.port, Verdict: Unknown}}, nil
 	}
-	return out
+	return out, nil
 }
 
-func (v *View) flow(from End, b backend, protocol policy.Protocol, f policy.Family) (Flow, bool) {
+// path is a packet of a family; false if an end has no address of it.
+func (v *View) path(from End, b backend, protocol policy.Protocol, f policy.Family) (path, bool) {
 	own := from.onNode() && b.end.Pod != nil && !b.end.HostNetwork && from.Node == b.end.Node
-	p := eval.Packet{Src: from.ip(f), Dst: b.end.ip(f), Protocol: protocol, FromNode: own}
+	if from.onNode() && (b.end.Pod == nil || b.end.HostNetwork) && slices.Equal(from.IPs, v.sendsWith(from.Node)) {
+		from.IPs = v.nodeIPs(from.Node) // it is not to a pod that they go
+	}
+	p := path{from: from, to: b.end}
+	p.Packet = eval.Packet{Src: from.ip(f), Dst: b.end.ip(f), Protocol: protocol, FromNode: own}
 	if !p.Dst.IsValid() || !p.Src.IsValid() && !own {
-		return Flow{}, false
+		return path{}, false
 	}
 	switch {
 	case protocol.HasPorts():
@@ -206,23 +231,39 @@ func (v *View) flow(from End, b backend, protocol policy.Protocol, f policy.Fami
 	default:
 		p.Protocol, p.ICMPType = policy.ICMPv6, echo6
 	}
-	flow := Flow{
-		To: b.end, Families: []string{f.String()}, Src: []netip.Addr{}, Dst: []netip.Addr{p.Dst}, Protocol: protocol.String(), Port: b.port, Verdict: Allowed,
-		Egress: v.side(p, policy.Egress, from), Ingress: v.side(p, policy.Ingress, b.end),
-	}
+	return p, true
+}
+
+func (v *View) flow(p path, f policy.Family) (Flow, error) {
+	flow := Flow{To: p.to, Families: []string{f.String()}, Src: []netip.Addr{}, Dst: []netip.Addr{p.Dst}, Port: p.DstPort, Verdict: Allowed}
 	if p.Src.IsValid() {
 		flow.Src = []netip.Addr{p.Src}
+	}
+	var err error
+	if flow.Egress, err = v.side(p, policy.Egress, p.from); err != nil {
+		return Flow{}, err
+	}
+	if flow.Ingress, err = v.side(p, policy.Ingress, p.to); err != nil {
+		return Flow{}, err
 	}
 	for _, s := range []*Side{flow.Egress, flow.Ingress} {
 		if s != nil && s.Verdict != policy.Allow {
 			flow.Verdict = Denied
 		}
 	}
-	return flow, true
+	return flow, nil
 }
 
-func (v *View) side(p eval.Packet, d policy.Direction, e End) *Side {
-	t := v.eval.Side(p, d)
+// side asks the pod at an end, or else the node.
+func (v *View) side(p path, d policy.Direction, e End) (*Side, error) {
+	if t := v.eval.Side(p.Packet, d); t != nil {
+		return v.read(v.state, t, e), nil
+	}
+	return v.hostSide(p, d)
+}
+
+// read adds to a trace what is known of its endpoint.
+func (v *View) read(state *policy.State, t *eval.Trace, e End) *Side {
 	if t == nil {
 		return nil
 	}
@@ -230,8 +271,8 @@ func (v *View) side(p eval.Packet, d policy.Direction, e End) *Side {
 	if t.Tiers == nil {
 		s.Tiers = []eval.TierTrace{}
 	}
-	if ep := v.state.Endpoints[t.Endpoint]; ep != nil {
-		for _, tier := range ep.Chain(d).Tiers {
+	if ep := state.Endpoints[t.Endpoint]; ep != nil {
+		for _, tier := range ep.Chain(t.Direction).Tiers {
 			for _, id := range tier.Policies {
 				for _, problem := range v.problems[id] {
 					s.Problems = append(s.Problems, id.String()+": "+problem)
@@ -241,6 +282,9 @@ func (v *View) side(p eval.Packet, d policy.Direction, e End) *Side {
 	}
 	return s
 }
+
+// ofHost says that it is a node's processes that were asked about.
+func (s *Side) ofHost() bool { return s != nil && s.Endpoint.Host }
 
 // sum is the verdict on all flows.
 func sum(flows []Flow) Verdict {
@@ -260,7 +304,12 @@ func sum(flows []Flow) Verdict {
 // note says what a reader may not expect.
 func (a *Answer) note(backends []backend) {
 	subject := func(e End) bool { return e.Pod != nil && !e.HostNetwork }
-	if a.From.HostNetwork {
+	hosts := [2]bool{}
+	for _, f := range a.Flows {
+		hosts[policy.Ingress] = hosts[policy.Ingress] || f.Ingress.ofHost()
+		hosts[policy.Egress] = hosts[policy.Egress] || f.Egress.ofHost()
+	}
+	if a.From.HostNetwork && !hosts[policy.Egress] {
 		a.Notes = append(a.Notes, fmt.Sprintf("%s uses the network of its node, %s: no policy applies where its packets leave, and other pods see the node's address", a.From, a.From.Node))
 	}
 	if len(a.From.IPs) == 0 && a.From.Pod != nil {
@@ -268,11 +317,11 @@ func (a *Answer) note(backends []backend) {
 	}
 	for _, b := range backends {
 		switch {
-		case b.end.HostNetwork:
+		case b.end.HostNetwork && !hosts[policy.Ingress]:
 			a.Notes = append(a.Notes, fmt.Sprintf("%s uses the network of its node, %s: no policy applies where packets arrive", b.end, b.end.Node))
 		case len(b.end.IPs) == 0:
 			a.Notes = append(a.Notes, fmt.Sprintf("%s has no address yet", b.end))
-		case !subject(a.From) && !subject(b.end):
+		case !subject(a.From) && !subject(b.end) && hosts == [2]bool{}:
 			a.Notes = append(a.Notes, fmt.Sprintf("neither %s nor %s is a pod with an address of its own: no policy applies", a.From, b.end))
 		}
 	}
@@ -317,7 +366,9 @@ func (s *Side) alike(o *Side) bool {
 		return s == o
 	}
 	sameRule := func(a, b eval.RuleTrace) bool {
-		return a.ID == b.ID && a.Matched == b.Matched && a.Differs.Condition == b.Differs.Condition && a.Differs.Want == b.Differs.Want
+		// Failsafes that are of one family are so by nature: nobody asks which.
+		failsafe := a.ID.Policy.Kind == policy.Failsafe
+		return a.ID == b.ID && a.Matched == b.Matched && (failsafe || a.Differs.Condition == b.Differs.Condition && a.Differs.Want == b.Differs.Want)
 	}
 	samePolicy := func(a, b eval.PolicyTrace) bool {
 		return a.ID == b.ID && a.Verdict == b.Verdict && slices.EqualFunc(a.Rules, b.Rules, sameRule)
@@ -334,7 +385,7 @@ func (s *Side) merge(o *Side) {
 		for j := range s.Tiers[i].Policies {
 			for k := range s.Tiers[i].Policies[j].Rules {
 				mine, other := &s.Tiers[i].Policies[j].Rules[k].Differs, o.Tiers[i].Policies[j].Rules[k].Differs
-				if mine.Got != other.Got {
+				if mine.Condition == other.Condition && mine.Got != other.Got {
 					mine.Got += " and " + other.Got
 				}
 			}

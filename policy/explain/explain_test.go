@@ -524,6 +524,9 @@ func TestParseTarget(t *testing.T) {
 		"[::ffff:10.0.0.1]:80": {IP: addr("10.0.0.1"), Protocol: policy.TCP, Port: 80},
 		"service/prod/db-0:80": {Service: pod, Protocol: policy.TCP, Port: 80},
 		"svc/prod/db-0:web":    {Service: pod, Protocol: policy.TCP, PortName: "web"},
+		"node/n1:22":           {Node: "n1", Protocol: policy.TCP, Port: 22},
+		"node/n1/icmp":         {Node: "n1", Protocol: policy.ICMP},
+		"pod/node/n1:22":       {Pod: policy.EndpointID{Namespace: "node", Name: "n1"}, Protocol: policy.TCP, Port: 22},
 		"service/db-0:80":      {Pod: policy.EndpointID{Namespace: "service", Name: "db-0"}, Protocol: policy.TCP, Port: 80},
 		"pod/service/db-0:80":  {Pod: policy.EndpointID{Namespace: "service", Name: "db-0"}, Protocol: policy.TCP, Port: 80},
 	} {

@@ -27,7 +27,7 @@ func ParseSource(s string) (Source, error) {
 	if ip, err := netip.ParseAddr(s); err == nil {
 		return Source{IP: ip.Unmap().WithZone("")}, nil
 	}
-	if node, ok := strings.CutPrefix(s, "node/"); ok && node != "" && !strings.Contains(node, "/") {
+	if node, ok := parseNode(s); ok {
 		return Source{Node: node}, nil
 	}
 	if id, ok := parseName(strings.TrimPrefix(s, "pod/")); ok {
@@ -36,15 +36,21 @@ func ParseSource(s string) (Source, error) {
 	return Source{}, fmt.Errorf("%.100q is neither NAMESPACE/POD, an address nor node/NAME", s)
 }
 
+func parseNode(s string) (string, bool) {
+	node, ok := strings.CutPrefix(s, "node/")
+	return node, ok && node != "" && !strings.Contains(node, "/")
+}
+
 func parseName(s string) (policy.EndpointID, bool) {
 	namespace, name, ok := strings.Cut(s, "/")
 	return policy.EndpointID{Namespace: namespace, Name: name}, ok && namespace != "" && name != "" && !strings.Contains(name, "/")
 }
 
-// Target is where a packet goes: one of a pod, an address, a service; and a port of it.
+// Target is where a packet goes: one of a pod, an address, a node, a service; and a port of it.
 type Target struct {
 	Pod      policy.EndpointID
 	IP       netip.Addr
+	Node     string
 	Service  policy.EndpointID
 	Protocol policy.Protocol // policy.ICMP stands for that of either family
 	// Port has a number or a name, if the protocol has ports.
@@ -52,7 +58,7 @@ type Target struct {
 	PortName string
 }
 
-// ParseTarget takes NAMESPACE/POD, an address or service/NAMESPACE/NAME, followed by :PORT, by :PORT/PROTOCOL
+// ParseTarget takes NAMESPACE/POD, an address, node/NAME or service/NAMESPACE/NAME, followed by :PORT, by :PORT/PROTOCOL
 // or by /icmp. An IPv6 address with a port stands in brackets. A port may be a name.
 func ParseTarget(s string) (Target, error) {
 	var t Target
@@ -106,7 +112,11 @@ func (t *Target) parsePlace(s string) error {
 		t.IP = ip.Unmap().WithZone("")
 		return nil
 	}
-	var ok bool
+	node, ok := parseNode(s)
+	if ok {
+		t.Node = node
+		return nil
+	}
 	for _, prefix := range []string{"service/", "svc/"} {
 		if rest, is := strings.CutPrefix(s, prefix); is && strings.Contains(rest, "/") {
 			if t.Service, ok = parseName(rest); ok {
@@ -117,7 +127,7 @@ func (t *Target) parsePlace(s string) error {
 	if t.Pod, ok = parseName(strings.TrimPrefix(s, "pod/")); ok {
 		return nil
 	}
-	return fmt.Errorf("%q is neither NAMESPACE/POD, an address nor service/NAMESPACE/NAME", s)
+	return fmt.Errorf("%q is neither NAMESPACE/POD, an address, node/NAME nor service/NAMESPACE/NAME", s)
 }
 
 // Query asks for one packet, of each family that both ends have.

@@ -25,13 +25,14 @@ type View struct {
 	byIP     map[netip.Addr]*corev1.Pod // pods that have addresses of their own
 	nodes    map[string][]netip.Addr
 	nodeOf   map[netip.Addr]string
+	hosts    map[string]*host // by node, as far as they were asked for
 }
 
 // NewView compiles a cluster, which must not change afterwards.
 func NewView(c *Cluster) (*View, error) {
 	v := &View{
 		cluster: c, state: policy.NewState(), problems: map[policy.PolicyID][]string{}, pods: map[policy.EndpointID]*corev1.Pod{},
-		byIP: map[netip.Addr]*corev1.Pod{}, nodeOf: map[netip.Addr]string{},
+		byIP: map[netip.Addr]*corev1.Pod{}, nodeOf: map[netip.Addr]string{}, hosts: map[string]*host{},
 	}
 	compiler := compile.New()
 	c.feed(compiler)
