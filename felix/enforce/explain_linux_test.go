@@ -26,6 +26,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/watch"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
 	"github.com/heliograph-dev/heliograph/policy"
+	"github.com/heliograph-dev/heliograph/policy/compile"
 	"github.com/heliograph-dev/heliograph/policy/eval"
 	"github.com/heliograph-dev/heliograph/policy/explain"
 )
@@ -114,6 +115,8 @@ func newAskers(t *testing.T, seed uint64, open func() (Renderer, error)) *askers
 		Dataplanes:      []Dataplane{{Name: NFTables, Open: open}},
 		Choice:          func() string { return NFTables },
 		Names:           Names{Gate: &fakeGate{}, Want: func([]string) {}},
+		Node:            "node",
+		Failsafes:       func() compile.Failsafes { return compile.Failsafes{} },
 		NodeAddresses:   func() ([]netip.Addr, error) { return lab.Node, nil },
 		RefreshInterval: func() time.Duration { return time.Minute },
 		Changed:         func() {},

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/heliograph-dev/heliograph/felix/desired"
+	"github.com/heliograph-dev/heliograph/felix/kernel"
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
@@ -78,7 +79,7 @@ func (t *Table) hostRendering(all map[string]*policy.Endpoint) *rendering {
 			base.Rules = append(base.Rules, accept(podDevice(OutDevice)...))
 		}
 		for _, device := range slices.Sorted(maps.Keys(all)) {
-			if device != policy.AnyDevice && len(device) < deviceNameSize {
+			if device != policy.AnyDevice && len(device) < kernel.DeviceNameSize {
 				base.Rules = append(base.Rules, t.toHost(r, all[device], d, onDevice(field, device)))
 			}
 		}
@@ -103,7 +104,7 @@ func (t *Table) toHost(r *rendering, e *policy.Endpoint, d policy.Direction, whe
 }
 
 func onDevice(f Field, name string) Condition {
-	return Condition{Field: f, Op: Equal, Value: padded(name)}
+	return Condition{Field: f, Op: Equal, Value: kernel.PaddedName(name)}
 }
 
 // podDevice holds for the devices of pods, known or not.
