@@ -318,7 +318,7 @@ func (d *dice) portMember() policy.Member {
 }
 
 func (d *dice) endpoint(e policy.Endpoint) *policy.Endpoint {
-	e.Unknown = d.chance(6)
+	e.Unknown = d.chance(12)
 	e.Ingress, e.Egress = d.chain(), d.chain()
 	return &e
 }
