@@ -25,6 +25,50 @@ func one(audit bool, rules ...policy.Rule) *policy.State {
 	return s
 }
 
+// hosts is a state of a node with endpoints for a device, and for all that have none.
+func hosts() *policy.State {
+	s, web := small(), policy.PolicyID{Namespace: "prod", Name: "web"}
+	clear(s.Endpoints)
+	port := func(p policy.Protocol, port uint16) policy.Match {
+		return policy.Match{Transport: []policy.Transport{{Protocol: p, DestinationPorts: policy.Ports{Ranges: []policy.PortRange{{First: port, Last: port}}}}}}
+	}
+	ssh := port(policy.TCP, 22)
+	ssh.Source.Within = []policy.Addresses{{Nets: []policy.Net{{CIDR: prefixOf("10.0.0.0/8")}}}}
+	s.Policies[policy.FailsafeID()] = failsafePolicy(port(policy.UDP, 4789), ssh)
+	out := policy.PolicyID{Kind: policy.GlobalNetworkPolicy, Name: "out"}
+	clients := policy.Addresses{Sets: []policy.SetID{"clients"}}
+	s.Policies[out] = &policy.Policy{ID: out, Egress: []policy.Rule{
+		{ID: policy.RuleID{Policy: out, Direction: policy.Egress}, Action: policy.Deny, Match: policy.Match{Destination: policy.Peer{Within: []policy.Addresses{clients}}}},
+		{ID: policy.RuleID{Policy: out, Direction: policy.Egress, Index: 1}, Action: policy.Pass},
+	}}
+	for device, chains := range map[string][2]policy.Chain{
+		"eth0":           {hostChain(web), hostChain(out)},
+		policy.AnyDevice: {hostChain(web), {Default: policy.Allow}},
+	} {
+		id := policy.EndpointID{Name: "host " + device, Host: true}
+		s.Endpoints[id] = &policy.Endpoint{ID: id, Device: device, Ingress: chains[0], Egress: chains[1]}
+	}
+	return s
+}
+
+// failsafePolicy allows the same in both directions.
+func failsafePolicy(matches ...policy.Match) *policy.Policy {
+	p := &policy.Policy{ID: policy.FailsafeID()}
+	for i, m := range matches {
+		p.Ingress = append(p.Ingress, policy.Rule{ID: policy.RuleID{Policy: p.ID, Direction: policy.Ingress, Index: i}, Action: policy.Allow, Match: m})
+		p.Egress = append(p.Egress, policy.Rule{ID: policy.RuleID{Policy: p.ID, Direction: policy.Egress, Index: i}, Action: policy.Allow, Match: m})
+	}
+	return p
+}
+
+// hostChain is one of a host: failsafes, then policies.
+func hostChain(ids ...policy.PolicyID) policy.Chain {
+	return policy.Chain{Default: policy.Allow, Tiers: []policy.Tier{
+		{Name: policy.FailsafeTier, Policies: []policy.PolicyID{policy.FailsafeID()}, Default: policy.Pass},
+		{Name: policy.DefaultTier, Policies: ids, Default: policy.Deny},
+	}}
+}
+
 // golden are the states of testdata.
 func golden() map[string]*policy.State {
 	ranges := func(list ...uint16) policy.Ports {
@@ -63,6 +107,7 @@ func golden() map[string]*policy.State {
 			policy.Rule{Action: policy.Pass, Match: policy.Match{Transport: []policy.Transport{{Protocol: policy.UDP}, {Protocol: 47}}}},
 			policy.Rule{Action: policy.Log, Match: policy.Match{Transport: []policy.Transport{{DestinationPorts: ranges(53, 53)}}}},
 			policy.Rule{Action: policy.Allow, Match: policy.Match{Source: policy.Peer{Within: []policy.Addresses{nets}}}}),
+		"hosts":   hosts(),
 		"audit":   one(true, policy.Rule{Action: policy.Deny}),
 		"missing": one(false, policy.Rule{Action: policy.Allow, Match: policy.Match{Source: policy.Peer{Outside: policy.Addresses{Sets: []policy.SetID{"gone"}}}}}),
 	}

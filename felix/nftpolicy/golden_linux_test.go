@@ -23,7 +23,7 @@ const web, db = "hel00000000001", "hel00000000002"
 
 // goldens are states of which testdata has what `nft list table` shows.
 func goldens() map[string]*policy.State {
-	return map[string]*policy.State{"base": basePolicy(), "networkpolicy": networkPolicy(), "blocks": blockPolicy(), "tiers": tieredPolicy()}
+	return map[string]*policy.State{"base": basePolicy(), "networkpolicy": networkPolicy(), "blocks": blockPolicy(), "tiers": tieredPolicy(), "hosts": hostPolicy()}
 }
 
 func basePolicy() *policy.State {
@@ -86,6 +86,22 @@ func tieredPolicy() *policy.State {
 		policy.Tier{Name: policy.DefaultTier, Policies: []policy.PolicyID{audit, app}, Default: policy.Allow},
 	)
 	b.pod("web", web, tiers, chain(tier(audit)))
+	return b.State
+}
+
+// hostPolicy has an endpoint of the node for a device, and one for all that have none.
+func hostPolicy() *policy.State {
+	b := newBuilder()
+	b.Sets["admins"] = addressSet("192.0.2.7", "198.51.100.0/24", "2001:db8::7")
+	b.failsafes(
+		policy.Rule{Action: policy.Allow, Match: policy.Match{Transport: []policy.Transport{to(policy.UDP, 4789, 3784)}}},
+		policy.Rule{Action: policy.Allow, Match: policy.Match{Source: nets("10.0.0.0/8"), Transport: []policy.Transport{to(policy.TCP, 22)}}},
+	)
+	admin := b.ingress("admin", policy.Rule{Action: policy.Allow, Match: policy.Match{Source: in("admins"), Transport: []policy.Transport{to(policy.TCP, 9100)}}})
+	out := b.egress("out", policy.Rule{Action: policy.Deny, Match: policy.Match{Destination: in("admins")}}, policy.Rule{Action: policy.Pass})
+	rest := b.ingress("rest", policy.Rule{Action: policy.Allow, Match: policy.Match{Family: policy.IPv6}})
+	b.host("eth0", hostChain(tier(admin)), hostChain(tier(out)))
+	b.host(policy.AnyDevice, hostChain(tier(rest)), chain())
 	return b.State
 }
 

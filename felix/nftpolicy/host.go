@@ -16,6 +16,7 @@ import (
 //	chain host-input { type filter hook input priority filter + 3
 //	    ct state established,related accept
 //	    iifname "lo" accept
+//	    ... a pod's neighbour discovery passes, as at input-egress
 //	    iifname "eth0" goto i-…                         # failsafes first; what they leave, policies decide
 //	    goto i-…                                         # of "*"
 //	}
@@ -77,6 +78,8 @@ func (t *Table) hostRendering(all map[string]*policy.Endpoint) *rendering {
 		base.Rules = append(base.Rules, established(), accept(onDevice(field, "lo")))
 		if d == policy.Egress {
 			base.Rules = append(base.Rules, accept(podDevice(OutDevice)...))
+		} else {
+			base.Rules = append(base.Rules, neighbourDiscovery())
 		}
 		for _, device := range slices.Sorted(maps.Keys(all)) {
 			if device != policy.AnyDevice && len(device) < kernel.DeviceNameSize {

@@ -121,6 +121,25 @@ func (b builder) pod(s, device string, ingress, egress policy.Chain, ips ...stri
 	b.Endpoints[id] = e
 }
 
+// failsafes are the same in both directions.
+func (b builder) failsafes(rules ...policy.Rule) {
+	id := policy.FailsafeID()
+	b.Policies[id] = &policy.Policy{
+		ID: id, Ingress: numbered(id, policy.Ingress, slices.Clone(rules)...), Egress: numbered(id, policy.Egress, slices.Clone(rules)...),
+	}
+}
+
+func (b builder) host(device string, ingress, egress policy.Chain) {
+	id := policy.EndpointID{Name: "host " + device, Host: true}
+	b.Endpoints[id] = &policy.Endpoint{ID: id, Device: device, Ingress: ingress, Egress: egress}
+}
+
+// hostChain is one of a host, with the failsafes first.
+func hostChain(tiers ...policy.Tier) policy.Chain {
+	first := policy.Tier{Name: policy.FailsafeTier, Policies: []policy.PolicyID{policy.FailsafeID()}, Default: policy.Pass}
+	return chain(append([]policy.Tier{first}, tiers...)...)
+}
+
 // between is the delta that leads from one state to another.
 func between(a, b *policy.State) policy.Delta {
 	var d policy.Delta

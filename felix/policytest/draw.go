@@ -201,10 +201,8 @@ func (j judge) walks(p Packet, counts map[policy.RuleID]uint64) {
 	_, why, _ := j.verdict(p)
 	r := j.eval.Evaluate(p.Packet)
 	switch {
-	case p.From >= 0 && j.byPod[p.From] == nil:
+	case p.From >= 0 && j.byPod[p.From] == nil, p.Neighbour:
 		return
-	case p.Neighbour: // asks the host alone
-		r.Egress, r.Ingress = nil, j.eval.Side(p.Packet, policy.Ingress)
 	case p.To >= 0 && j.byPod[p.To] == nil: // it gets as far as that, if it is not cut off before
 		if p.From >= 0 && p.MidStream && j.closed(p.From) {
 			return

@@ -100,14 +100,10 @@ func (d *dice) hostChain() policy.Chain {
 	return c
 }
 
-// kernelRules are how many failsafes, which all have, let pass what is not counted: the kernel's own messages, that nobody
-// sent, and neighbour discovery, which a renderer may let pass before.
-const kernelRules = 2
-
 func (d *dice) failsafes() *policy.Policy {
 	p := &policy.Policy{ID: policy.FailsafeID()}
 	rules := func(dir policy.Direction) []policy.Rule {
-		matches := []policy.Match{{Transport: kernelMessages()}, {Transport: messages(135, 136)}}
+		var matches []policy.Match
 		for range d.IntN(3) {
 			t := policy.Transport{Protocol: pick(d, policy.TCP, policy.UDP)}
 			port := pick(d, ports...)
@@ -122,20 +118,6 @@ func (d *dice) failsafes() *policy.Policy {
 	}
 	p.Ingress, p.Egress = rules(policy.Ingress), rules(policy.Egress)
 	return p
-}
-
-// kernelMessages are reports of multicast listeners, and what says that nobody is there to receive a packet.
-func kernelMessages() []policy.Transport {
-	unreachable := policy.Transport{Protocol: policy.ICMP, ICMP: policy.ICMPMatch{HasType: true, Type: 3}}
-	return append(messages(1, 4, 143), unreachable)
-}
-
-func messages(types ...uint8) []policy.Transport {
-	var out []policy.Transport
-	for _, t := range types {
-		out = append(out, policy.Transport{Protocol: policy.ICMPv6, ICMP: policy.ICMPMatch{HasType: true, Type: t}})
-	}
-	return out
 }
 
 // policyID is of all kinds, one with a name that is as long as names can be.
@@ -318,7 +300,7 @@ func (d *dice) portMember() policy.Member {
 }
 
 func (d *dice) endpoint(e policy.Endpoint) *policy.Endpoint {
-	e.Unknown = d.chance(6)
+	e.Unknown = d.chance(12)
 	e.Ingress, e.Egress = d.chain(), d.chain()
 	return &e
 }
