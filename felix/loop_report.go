@@ -18,6 +18,7 @@ import (
 	"github.com/heliograph-dev/heliograph/felix/desired"
 	"github.com/heliograph-dev/heliograph/felix/path"
 	"github.com/heliograph-dev/heliograph/felix/snapshot"
+	"github.com/heliograph-dev/heliograph/policy/compile"
 )
 
 // remoteSummary is what reports tell of the cluster. It is made once for each computation, so that a
@@ -114,7 +115,7 @@ func (l *loop) report() {
 		Version: l.version, BGP: l.speaker.Snapshot(), Refused: l.state.Refused, Paths: l.summary.paths,
 		Quorum: l.summary.quorum, Can: l.can,
 		Routes: maps.Clone(l.summary.routes), InSync: l.factsComplete() && l.lastErr == nil, FromDisk: l.facts.fromDisk,
-		Problems: l.problems(), Generation: l.runs, Felix: l.view.Felix, BGPPorts: bgpPorts(&l.view), MTU: l.state.MTU, Blocks: l.blockUse(),
+		Problems: l.problems(), Generation: l.runs, Felix: l.view.Felix, BGPPorts: compile.BGPPorts(l.view.BGPConfig, l.view.BGPPeers), MTU: l.state.MTU, Blocks: l.blockUse(),
 	}
 	for _, route := range l.dataplane.local.Routes {
 		r.Routes[RouteClass{Method: "local", Family: bgp.FamilyOf(route.Prefix.Addr())}]++

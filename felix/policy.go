@@ -14,11 +14,9 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
-	"github.com/heliograph-dev/heliograph/bgp/topology"
 	"github.com/heliograph-dev/heliograph/felix/dnsgate"
 	"github.com/heliograph-dev/heliograph/felix/domains"
 	"github.com/heliograph-dev/heliograph/felix/enforce"
@@ -249,24 +247,4 @@ func (p policyReport) addTo(s *v1alpha1.NodeStatusStatus) {
 			s.Conditions[i].Message = "network policy is not in force: see problems"
 		}
 	}
-}
-
-// bgpPorts are those of all sessions that the configuration asks for, at either end.
-func bgpPorts(v *snapshot.View) []uint16 {
-	reflection := v.BGPConfig.RouteReflection
-	ports := []int32{topology.DefaultPort, topology.DefaultReflectorPort, ptr.Deref(v.BGPConfig.ListenPort, 0)}
-	if reflection != nil {
-		ports = append(ports, ptr.Deref(reflection.Port, 0))
-	}
-	for _, p := range v.BGPPeers {
-		ports = append(ports, ptr.Deref(p.Spec.Port, 0))
-	}
-	slices.Sort(ports)
-	var out []uint16
-	for _, p := range slices.Compact(ports) {
-		if p > 0 {
-			out = append(out, uint16(p)) //nolint:gosec // up to 65535 by validation
-		}
-	}
-	return out
 }

@@ -17,7 +17,7 @@ import (
 
 // Defaults of what a RouteReflection may leave out.
 const (
-	DefaultReflectorPort = 1179
+	DefaultReflectorPort = v1alpha1.DefaultReflectorPort
 	DefaultMeshThreshold = 50
 	DefaultReflectors    = 3
 	DefaultTopologyKey   = "topology.kubernetes.io/zone"

@@ -22,7 +22,7 @@ import (
 // Defaults of what a BGPConfiguration may leave out.
 const (
 	DefaultASN          = 64512
-	DefaultPort         = 179
+	DefaultPort         = v1alpha1.DefaultBGPPort
 	DefaultHoldTime     = 90 * time.Second
 	DefaultConnectRetry = 5 * time.Second
 	DefaultRestartTime  = 120 * time.Second

@@ -138,9 +138,9 @@ const DefaultDNSServer = "k8s-service:kube-system/kube-dns"
 
 // Defaults of Felix (RFC 7348 for the port).
 const (
-	DefaultVXLANPort       = 4789
+	DefaultVXLANPort       = v1alpha1.DefaultVXLANPort
 	DefaultVXLANVNI        = 4096
-	DefaultProbePort       = 4793
+	DefaultProbePort       = v1alpha1.DefaultProbePort
 	DefaultRefreshInterval = 90 * time.Second
 	DefaultIPAMCooldown    = 30 * time.Second
 )

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
 
 	"github.com/heliograph-dev/heliograph/api/v1alpha1"
 	"github.com/heliograph-dev/heliograph/policy"
@@ -75,6 +76,25 @@ func DefaultFailsafes(d policy.Direction) []v1alpha1.ProtoPort {
 		list = append(list, v1alpha1.ProtoPort{Protocol: corev1.ProtocolTCP, Port: p})
 	}
 	return list
+}
+
+// BGPPorts are those of all sessions that a configuration asks for, at either end.
+func BGPPorts(config v1alpha1.BGPConfigurationSpec, peers []v1alpha1.BGPPeer) []uint16 {
+	ports := []int32{v1alpha1.DefaultBGPPort, v1alpha1.DefaultReflectorPort, ptr.Deref(config.ListenPort, 0)}
+	if r := config.RouteReflection; r != nil {
+		ports = append(ports, ptr.Deref(r.Port, 0))
+	}
+	for i := range peers {
+		ports = append(ports, ptr.Deref(peers[i].Spec.Port, 0))
+	}
+	slices.Sort(ports)
+	var out []uint16
+	for _, p := range slices.Compact(ports) {
+		if p > 0 {
+			out = append(out, uint16(p)) //nolint:gosec // up to 65535 by validation
+		}
+	}
+	return out
 }
 
 // SetFailsafes says what no policy may take from this node. It is in force wherever a policy is.

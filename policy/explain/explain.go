@@ -84,6 +84,8 @@ func Kinds() []Kind {
 		kind(ours, "GlobalNetworkSet", "globalnetworksets", func() List { return &v1alpha1.GlobalNetworkSetList{} }, (*compile.Compiler).SetGlobalNetworkSet).ofCluster().optional(),
 		kind(ours, "HostEndpoint", "hostendpoints", func() List { return &v1alpha1.HostEndpointList{} }, func(c *compile.Compiler, h *v1alpha1.HostEndpoint) { c.SetHostEndpoint(h, false) }).ofCluster().optional(),
 		kind(ours, "FelixConfiguration", "felixconfigurations", func() List { return &v1alpha1.FelixConfigurationList{} }, func(*compile.Compiler, *v1alpha1.FelixConfiguration) {}).ofCluster().optional().dispensable(),
+		kind(ours, "BGPConfiguration", "bgpconfigurations", func() List { return &v1alpha1.BGPConfigurationList{} }, func(*compile.Compiler, *v1alpha1.BGPConfiguration) {}).ofCluster().optional().dispensable(),
+		kind(ours, "BGPPeer", "bgppeers", func() List { return &v1alpha1.BGPPeerList{} }, func(*compile.Compiler, *v1alpha1.BGPPeer) {}).ofCluster().optional().dispensable(),
 		kind(cluster, "ClusterNetworkPolicy", "clusternetworkpolicies", func() List { return &policyv1alpha2.ClusterNetworkPolicyList{} }, (*compile.Compiler).SetClusterNetworkPolicy).ofCluster().optional(),
 	}
 }

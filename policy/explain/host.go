@@ -19,13 +19,6 @@ import (
 	"github.com/heliograph-dev/heliograph/policy/eval"
 )
 
-// Ports of agents, where no configuration says otherwise.
-const (
-	defaultBGPPort   = 179
-	defaultVXLANPort = 4789
-	defaultProbePort = 4793
-)
-
 // host is what a node's agent makes of the node's HostEndpoints. It is compiled apart from the pods: failsafes
 // are each node's own, and so is what a device's name means.
 type host struct {
@@ -65,7 +58,7 @@ func (v *View) hostOf(node string) (*host, error) {
 
 // failsafes are a node's: its own configuration is laid over the default one.
 func (c *Cluster) failsafes(node string) compile.Failsafes {
-	f := compile.Failsafes{BGP: []uint16{defaultBGPPort}, VXLAN: defaultVXLANPort, Probe: defaultProbePort}
+	f := compile.Failsafes{BGP: c.bgpPorts(), VXLAN: v1alpha1.DefaultVXLANPort, Probe: v1alpha1.DefaultProbePort}
 	for _, name := range []string{v1alpha1.DefaultName, v1alpha1.NodeNamePrefix + node} {
 		o, ok := c.objects["FelixConfiguration"][Ref{Kind: "FelixConfiguration", Name: name}].(*v1alpha1.FelixConfiguration)
 		if !ok {
@@ -76,6 +69,20 @@ func (c *Cluster) failsafes(node string) compile.Failsafes {
 		f.Probe = uint16(ptr.Deref(o.Spec.ProbePort, int32(f.Probe))) //nolint:gosec // 1 to 65535 by validation
 	}
 	return f
+}
+
+func (c *Cluster) bgpPorts() []uint16 {
+	var config v1alpha1.BGPConfigurationSpec
+	for _, o := range of[*v1alpha1.BGPConfiguration](c, "BGPConfiguration") {
+		if o.Name == v1alpha1.DefaultName {
+			config = o.Spec
+		}
+	}
+	var peers []v1alpha1.BGPPeer
+	for _, o := range of[*v1alpha1.BGPPeer](c, "BGPPeer") {
+		peers = append(peers, *o)
+	}
+	return compile.BGPPorts(config, peers)
 }
 
 // device is the one that packets of a node's address are taken to pass: that of the HostEndpoint which expects

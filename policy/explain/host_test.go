@@ -42,6 +42,17 @@ spec:
   types: [Ingress, Egress]
   ingress: [{action: Allow, protocol: TCP, source: {nets: [192.168.11.11/32, "fd00:11::11/128"]}, destination: {ports: [9100]}}]
 `
+	bgpElsewhere = `
+apiVersion: heliograph.dev/v1alpha1
+kind: BGPConfiguration
+metadata: {name: default}
+spec: {listenPort: 1790}
+---
+apiVersion: heliograph.dev/v1alpha1
+kind: BGPPeer
+metadata: {name: tor}
+spec: {peerIP: 192.168.11.1, asNumber: 65101, port: 1791}
+`
 	noFailsafes = `
 apiVersion: heliograph.dev/v1alpha1
 kind: FelixConfiguration
@@ -70,6 +81,8 @@ func TestExplainHosts(t *testing.T) {
 		{"a failsafe", "192.0.2.1", "node/node2:22", []string{anyDevice, closedHosts}, []string{"allowed", "IPv4 node node2 TCP/22: allowed; egress -; ingress Allow by Failsafe node ingress[17]"}, nil},
 		{"no failsafe", "192.0.2.1", "node/node2:22", []string{anyDevice, closedHosts, noFailsafes}, []string{"denied", "IPv4 node node2 TCP/22: " + byTier}, nil},
 		{"what agents need", "192.0.2.1", "node/node2:4789/udp", []string{anyDevice, closedHosts, noFailsafes}, []string{"allowed", "IPv4 node node2 UDP/4789: allowed; egress -; ingress Allow by Failsafe node ingress[0]"}, nil},
+		{"a port that BGP is configured to have", "192.0.2.1", "node/node2:1790", []string{anyDevice, closedHosts, noFailsafes, bgpElsewhere}, []string{"allowed", "IPv4 node node2 TCP/1790: allowed; egress -; ingress Allow by Failsafe node ingress[5]"}, nil},
+		{"one of a peer", "node/node2", "192.168.11.1:1791", []string{anyDevice, closedHosts, noFailsafes, bgpElsewhere}, []string{"allowed", "IPv4 192.168.11.1 TCP/1791: allowed; egress Allow by Failsafe node egress[5]; ingress -"}, nil},
 		{"a device's, by the address", "node/node1", "node/node2:9101", []string{anyDevice, oneDevice, closedHosts}, []string{
 			"mixed", "IPv4 node node2 TCP/9101: " + byTier, "IPv6 node node2 TCP/9101: allowed; egress -; ingress Allow",
 		}, []string{several + "*"}},
