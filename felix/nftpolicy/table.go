@@ -113,7 +113,7 @@ func (t *Table) Update(d policy.Delta) {
 func (t *Table) QueueResync() { t.stale = true }
 
 // Refused returns the policies that the kernel does not take, and why. What they select is closed in the
-// directions that they apply to.
+// directions that they apply to; but hosts are open if it is their failsafes.
 func (t *Table) Refused() map[policy.PolicyID]error { return maps.Clone(t.refused) }
 
 // Apply makes the table what follows from the state. If it fails nothing has changed, and the next
