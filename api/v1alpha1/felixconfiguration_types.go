@@ -91,7 +91,7 @@ type FelixConfigurationSpec struct {
 	// +listType=atomic
 	FailsafeOutboundHostPorts *[]ProtoPort `json:"failsafeOutboundHostPorts,omitempty"`
 
-	// dnsTrustedServers are the resolvers that ClusterNetworkPolicy's domainNames are known from: each an IP
+	// dnsTrustedServers are the resolvers that names of domains in policies are known from: each an IP
 	// address, or "k8s-service:NAMESPACE/NAME" for the endpoints of a service, "k8s-service:NAME" for one of
 	// kube-system. Only what they answer to the pods themselves, at port 53, is believed. Default
 	// k8s-service:kube-system/kube-dns.

@@ -95,6 +95,7 @@ type ServiceAccountMatch struct {
 
 // EntityRule is the conditions on one end of a packet. All that are given must hold.
 // +kubebuilder:validation:XValidation:rule="!has(self.services) || !(has(self.selector) || has(self.notSelector) || has(self.namespaceSelector) || has(self.serviceAccounts) || has(self.nets) || has(self.notNets) || has(self.ports) || has(self.notPorts))",message="services exclude all other conditions on the same end",fieldPath=".services"
+// +kubebuilder:validation:XValidation:rule="!has(self.domains) || !(has(self.selector) || has(self.notSelector) || has(self.namespaceSelector) || has(self.serviceAccounts) || has(self.services) || has(self.nets) || has(self.notNets))",message="domains exclude all other conditions on the same end but ports",fieldPath=".domains"
 type EntityRule struct {
 	// nets are networks, any of which may hold the address: in CIDR notation, or single addresses.
 	// +optional
@@ -112,7 +113,7 @@ type EntityRule struct {
 	// +listType=set
 	NotNets []string `json:"notNets,omitempty"`
 
-	// selector of pods and network sets by their labels. In a NetworkPolicy it selects in the policy's
+	// selector of pods, network sets and HostEndpoints by their labels. In a NetworkPolicy it selects in the policy's
 	// namespace, unless there is a namespaceSelector; in a GlobalNetworkPolicy everywhere.
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
@@ -125,7 +126,7 @@ type EntityRule struct {
 	NotSelector string `json:"notSelector,omitempty"`
 
 	// namespaceSelector selects the namespaces of pods and network sets by the labels of the namespace.
-	// global() selects GlobalNetworkSets.
+	// global() selects GlobalNetworkSets and HostEndpoints.
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	NamespaceSelector string `json:"namespaceSelector,omitempty"`
@@ -138,6 +139,17 @@ type EntityRule struct {
 	// source of an ingress rule with all.
 	// +optional
 	Services *ServiceMatch `json:"services,omitempty"`
+
+	// domains are names, any of which DNS may have told the address of, or "*." and a domain, for all names
+	// below it: of destinations of egress rules that allow, beside no condition but ports. What counts is what
+	// the FelixConfiguration's dnsTrustedServers answered to pods of the same node.
+	// +optional
+	// +kubebuilder:validation:MaxItems=25
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=255
+	// +kubebuilder:validation:items:Pattern=`^(\*\.)?([a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.)+[a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.?$`
+	// +listType=set
+	Domains []string `json:"domains,omitempty"`
 
 	// ports, any of which will do: numbers, ranges such as "8080:8090", or names of ports of pods.
 	// +optional
@@ -163,6 +175,8 @@ type EntityRule struct {
 // +kubebuilder:validation:XValidation:rule="!has(self.protocol) || !has(self.ipVersion) || !(self.protocol == 'ICMP' || self.protocol == 1) || self.ipVersion == 4",message="ICMP is of IPv4; that of IPv6 is ICMPv6",fieldPath=".ipVersion"
 // +kubebuilder:validation:XValidation:rule="!has(self.protocol) || !has(self.ipVersion) || !(self.protocol == 'ICMPv6' || self.protocol == 58) || self.ipVersion == 6",message="ICMPv6 is of IPv6",fieldPath=".ipVersion"
 // +kubebuilder:validation:XValidation:rule="has(self.protocol) && (self.protocol == 'TCP' || self.protocol == 'UDP' || self.protocol == 'SCTP' || self.protocol == 'UDPLite' || self.protocol == 6 || self.protocol == 17 || self.protocol == 132 || self.protocol == 136) || !(has(self.source) && (has(self.source.ports) || has(self.source.notPorts)) || has(self.destination) && (has(self.destination.ports) || has(self.destination.notPorts)))",message="ports need a protocol that has ports: TCP, UDP, SCTP or UDPLite",fieldPath=".protocol"
+// +kubebuilder:validation:XValidation:rule="!has(self.source) || !has(self.source.domains)",message="only destinations have domains",fieldPath=".source"
+// +kubebuilder:validation:XValidation:rule="self.action == 'Allow' || !has(self.destination) || !has(self.destination.domains)",message="only rules that allow have domains: what DNS has not told (yet) would not match",fieldPath=".destination"
 type Rule struct {
 	// action of the rule.
 	// +required
@@ -218,12 +232,12 @@ type PolicySpec struct {
 
 	// selector of the pods that the policy applies to. Default: all.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="!self.contains('global(')",message="global() stands in a namespaceSelector of a rule only"
+	// +kubebuilder:validation:XValidation:rule="!self.contains('global(')",message="global() stands in a namespaceSelector only"
 	Selector Selector `json:"selector,omitempty"`
 
 	// serviceAccountSelector limits these to pods that run as ServiceAccounts with such labels.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="!self.contains('global(')",message="global() stands in a namespaceSelector of a rule only"
+	// +kubebuilder:validation:XValidation:rule="!self.contains('global(')",message="global() stands in a namespaceSelector only"
 	ServiceAccountSelector Selector `json:"serviceAccountSelector,omitempty"`
 
 	// types are the directions that the policy applies to. Default: Ingress, unless there are egress rules
@@ -237,6 +251,7 @@ type PolicySpec struct {
 	// after the last, the tier's defaultAction is taken.
 	// +optional
 	// +kubebuilder:validation:MaxItems=512
+	// +kubebuilder:validation:XValidation:rule="self.all(r, !has(r.destination) || !has(r.destination.domains))",message="only egress rules have domains"
 	// +listType=atomic
 	Ingress []Rule `json:"ingress,omitempty"`
 
@@ -294,18 +309,18 @@ type NetworkPolicyList struct {
 	Items           []NetworkPolicy `json:"items"`
 }
 
-// GlobalNetworkPolicySpec is a policy for pods of all namespaces.
+// GlobalNetworkPolicySpec is a policy for pods of all namespaces, and for HostEndpoints.
 type GlobalNetworkPolicySpec struct {
 	PolicySpec `json:",inline"`
 
-	// namespaceSelector limits the pods that the policy applies to, by the labels of their namespaces.
+	// namespaceSelector limits what the policy applies to, by the labels of namespaces: all() to pods,
+	// global() to HostEndpoints, which are in none.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="!self.contains('global(')",message="a policy applies to pods, and these are in namespaces: global() selects none"
 	NamespaceSelector Selector `json:"namespaceSelector,omitempty"`
 }
 
-// GlobalNetworkPolicy says what pods of all namespaces may send and receive, by rules in an order, with
-// Calico's fields.
+// GlobalNetworkPolicy says what pods of all namespaces, and nodes that have HostEndpoints, may send and
+// receive, by rules in an order, with Calico's fields.
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,shortName=hgnp,categories=heliograph

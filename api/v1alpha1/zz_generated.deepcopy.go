@@ -462,6 +462,11 @@ func (in *EntityRule) DeepCopyInto(out *EntityRule) {
 		*out = new(ServiceMatch)
 		**out = **in
 	}
+	if in.Domains != nil {
+		in, out := &in.Domains, &out.Domains
+		*out = make([]string, len(*in))
+		copy(*out, *in)
+	}
 	if in.Ports != nil {
 		in, out := &in.Ports, &out.Ports
 		*out = make([]intstr.IntOrString, len(*in))

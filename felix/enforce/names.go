@@ -62,14 +62,15 @@ func (n *namesPart) take(d policy.Delta, s *policy.State) {
 	}
 }
 
-// namedDevices are the devices of the pods that a policy lets reach names.
+// namedDevices are the devices of the pods that a policy lets reach names. What the node itself asks passes no
+// hook of the gate: for it names stand for what pods were told.
 func namedDevices(s *policy.State) (devices []string) {
 	byName := map[policy.PolicyID]bool{}
 	for id, p := range s.Policies {
 		byName[id] = slices.ContainsFunc(p.Egress, asksForName)
 	}
-	for _, ep := range s.Endpoints {
-		if slices.ContainsFunc(ep.Egress.Tiers, func(t policy.Tier) bool {
+	for of, ep := range s.Endpoints {
+		if !of.Host && slices.ContainsFunc(ep.Egress.Tiers, func(t policy.Tier) bool {
 			return slices.ContainsFunc(t.Policies, func(id policy.PolicyID) bool { return byName[id] })
 		}) {
 			devices = append(devices, ep.Device)

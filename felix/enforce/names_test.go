@@ -198,7 +198,7 @@ func TestUsed(t *testing.T) {
 	}
 }
 
-// TestNamedDevices: only devices whose egress meets a rule with a name.
+// TestNamedDevices: only pods' devices whose egress meets a rule with a name.
 func TestNamedDevices(t *testing.T) {
 	byName := policy.PolicyID{Kind: policy.ClusterNetworkPolicy, Name: "a"}
 	other := policy.PolicyID{Kind: policy.NetworkPolicy, Namespace: "n", Name: "b"}
@@ -214,6 +214,7 @@ func TestNamedDevices(t *testing.T) {
 	} {
 		s.Endpoints[policy.EndpointID{Namespace: "n", Name: name}] = ep
 	}
+	s.Endpoints[policy.EndpointID{Name: "node", Host: true}] = &policy.Endpoint{Device: policy.AnyDevice, Egress: chain(byName)}
 	if got := namedDevices(s); !slices.Equal(got, []string{"hel1"}) {
 		t.Errorf("got %v, want hel1", got)
 	}

@@ -101,10 +101,10 @@ func (t *Table) inOrder(ctx context.Context, f *family) error {
 		}
 	}
 	isTree := func(name string) int {
-		switch {
-		case name == treeHostIn || name == treeHostOut:
+		switch name {
+		case treeHostIn, treeHostOut:
 			return 1
-		case name == chainHostIn || name == chainHostOut:
+		case chainHostIn, chainHostOut:
 			return 2
 		}
 		if strings.HasPrefix(name, treeFrom) || strings.HasPrefix(name, treeTo) {

@@ -57,7 +57,7 @@ func testManifests(t *testing.T, c client.Client) {
 			t.Errorf("%s %s: %v", u.GetKind(), u.GetName(), err)
 		}
 	}
-	if kinds["CustomResourceDefinition"] != 11 || kinds["Deployment"] != 1 || kinds["DaemonSet"] != 1 {
+	if kinds["CustomResourceDefinition"] != 12 || kinds["Deployment"] != 1 || kinds["DaemonSet"] != 1 {
 		t.Errorf("config/default has %v", kinds)
 	}
 }
@@ -212,7 +212,7 @@ func testCreate(t *testing.T, c client.Client) {
 func testPolicies(t *testing.T, c client.Client) {
 	const (
 		none   = "is no selector, such as: app == 'web'"
-		global = "global() stands in a namespaceSelector of a rule only"
+		global = "global() stands in a namespaceSelector only"
 		icmp   = "icmp and notICMP need the protocol ICMP or ICMPv6"
 		ports  = "ports need a protocol that has ports"
 	)
@@ -257,6 +257,13 @@ func testPolicies(t *testing.T, c client.Client) {
 		{`{egress: [{action: Allow, destination: {services: {name: dns, namespace: kube-system}}}]}`, ""},
 		{`{egress: [{action: Allow, destination: {services: {namespace: kube-system}}}]}`, "name: Required value"},
 		{`{egress: [{action: Allow, destination: {services: {name: dns}, selector: "has(x)"}}]}`, "services exclude all other conditions on the same end"},
+		{`{egress: [{action: Allow, protocol: TCP, destination: {domains: [Example.com, "*.example.com."], ports: [443]}}]}`, ""},
+		{`{egress: [{action: Allow, destination: {domains: ["a.*.com"]}}]}`, "domains[0]: Invalid value"},
+		{`{egress: [{action: Allow, destination: {domains: [com]}}]}`, "domains[0]: Invalid value"},
+		{`{egress: [{action: Allow, destination: {domains: [example.com], nets: [10.0.0.0/8]}}]}`, "domains exclude all other conditions on the same end but ports"},
+		{`{egress: [{action: Allow, source: {domains: [example.com]}}]}`, "only destinations have domains"},
+		{`{egress: [{action: Deny, destination: {domains: [example.com]}}]}`, "only rules that allow have domains"},
+		{`{ingress: [{action: Allow, destination: {domains: [example.com]}}]}`, "only egress rules have domains"},
 	} {
 		t.Run(tt.spec, func(t *testing.T) {
 			u := object(t, "NetworkPolicy", "test", tt.spec)

@@ -206,13 +206,18 @@ func (p *clusterPeers) addDomains(names []policyv1alpha2.DomainName, path *field
 		return
 	}
 	for i, n := range names {
-		s, err := domainSelector(string(n))
-		if err != nil {
-			p.invalid(path.Index(i), n, "%s", err)
-			continue
-		}
-		p.addresses.Sets = append(p.addresses.Sets, p.set(setSpec{selector: s}))
+		p.addresses.Sets = append(p.addresses.Sets, p.domain(string(n), path.Index(i))...)
 	}
+}
+
+// domain reads a name; none is a mistake.
+func (r *reader) domain(pattern string, path *field.Path) []policy.SetID {
+	s, err := domainSelector(pattern)
+	if err != nil {
+		r.invalid(path, pattern, "%s", err)
+		return nil
+	}
+	return []policy.SetID{r.set(setSpec{selector: s})}
 }
 
 func (p *clusterPeers) peer(path *field.Path) policy.Peer {

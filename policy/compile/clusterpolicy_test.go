@@ -261,6 +261,41 @@ func TestDomains(t *testing.T) {
 	}
 }
 
+// TestDomainsOfOurs: alternatives on an egress rule that allows, and nowhere else.
+func TestDomainsOfOurs(t *testing.T) {
+	for _, tt := range []struct {
+		name, spec, field string
+	}{
+		{name: "alternatives", spec: `{egress: [{action: Allow, protocol: TCP, destination: {domains: [Example.com, "*.example.com.", example.com], ports: [443]}}]}`},
+		{name: "no name", spec: `{egress: [{action: Allow, destination: {domains: [example.com, com]}}]}`, field: "spec.egress[0].destination.domains[1]"},
+		{name: "a source", spec: `{egress: [{action: Allow, source: {domains: [example.com]}}]}`, field: "spec.egress[0].source.domains"},
+		{name: "a denial", spec: `{egress: [{action: Deny, destination: {domains: [example.com]}}]}`, field: "spec.egress[0].destination.domains"},
+		{name: "a log", spec: `{egress: [{action: Log, destination: {domains: [example.com]}}]}`, field: "spec.egress[0].destination.domains"},
+		{name: "of ingress", spec: `{ingress: [{action: Allow, destination: {domains: [example.com]}}]}`, field: "spec.ingress[0].destination.domains"},
+		{name: "beside networks", spec: `{egress: [{action: Allow, destination: {domains: [example.com], nets: [10.0.0.0/8]}}]}`, field: "spec.egress[0].destination.domains"},
+		{name: "beside a selector", spec: `{egress: [{action: Allow, destination: {domains: [example.com], selector: all()}}]}`, field: "spec.egress[0].destination.domains"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := read(t, tt.spec, true)
+			rules := slices.Concat(got.policy.Ingress, got.policy.Egress)
+			if tt.field != "" {
+				if len(got.problems) != 1 || got.problems[0].Field != tt.field || len(rules) != 1 || rules[0].Action != policy.Deny {
+					t.Errorf("got %v and %+v, want a denial because of %s", got.problems, rules, tt.field)
+				}
+				return
+			}
+			want := policy.Match{
+				Destination: policy.Peer{Within: sets("domains(example.com)", "domains(*.example.com)")},
+				Transport:   []policy.Transport{{Protocol: policy.TCP, DestinationPorts: ports(443)}},
+			}
+			if len(got.problems) > 0 || !rules[0].Match.Equal(want) {
+				t.Errorf("got %+v, %v", rules, got.problems)
+			}
+			checkSets(t, got)
+		})
+	}
+}
+
 // TestDomainMistakes: what is no name, and a name where it could only let through what DNS has not told.
 func TestDomainMistakes(t *testing.T) {
 	for _, tt := range []struct{ action, name, field string }{

@@ -173,6 +173,7 @@ func (r *reader) match(d policy.Direction, rule *v1alpha1.Rule, path *field.Path
 	t.SourcePorts = r.portList(rule.Source.Ports, t.Protocol, owners[0], source.Child("ports"))
 	t.DestinationPorts = r.portList(rule.Destination.Ports, t.Protocol, owners[1], destination.Child("ports"))
 	r.service(d, rule, &m, &t, path)
+	r.domains(d, rule, &m, path)
 	if !t.Equal(policy.Transport{}) {
 		m.Transport = []policy.Transport{t}
 	}
@@ -319,6 +320,30 @@ func (r *reader) service(d policy.Direction, rule *v1alpha1.Rule, m *policy.Matc
 		id := r.serviceID(s, at)
 		t.DestinationPorts.Named = append(t.DestinationPorts.Named, r.set(setSpec{selector: endpointsOf(id), withPorts: true}))
 	}
+}
+
+// domains reads names, which only let through: what denied, passed or logged by them would not where DNS has
+// not told (yet).
+func (r *reader) domains(d policy.Direction, rule *v1alpha1.Rule, m *policy.Match, path *field.Path) {
+	if len(rule.Source.Domains) > 0 {
+		r.errs = append(r.errs, field.Forbidden(path.Child("source", "domains"), "only destinations have names of domains"))
+	}
+	e, at := &rule.Destination, path.Child("destination", "domains")
+	if len(e.Domains) == 0 {
+		return
+	}
+	if d != policy.Egress || rule.Action != v1alpha1.RuleAllow {
+		r.errs = append(r.errs, field.Forbidden(at, "only egress rules that allow have names of domains"))
+	}
+	if e.Selector != "" || e.NotSelector != "" || e.NamespaceSelector != "" || e.ServiceAccounts != nil || e.Services != nil || len(e.Nets)+len(e.NotNets) > 0 {
+		r.errs = append(r.errs, field.Forbidden(at, "names of domains exclude all other conditions on the same end but ports"))
+	}
+	var named policy.Addresses
+	for i, name := range e.Domains {
+		named.Sets = append(named.Sets, r.domain(name, at.Index(i))...)
+	}
+	named.Sets = distinct(named.Sets)
+	m.Destination.Within = append(m.Destination.Within, named)
 }
 
 // alone refuses conditions beside a service: its endpoints and other ports would be alternatives.

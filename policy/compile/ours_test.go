@@ -289,6 +289,9 @@ func (w *world) rule() v1alpha1.Rule {
 	if w.IntN(10) == 0 {
 		r.Destination = v1alpha1.EntityRule{Services: &v1alpha1.ServiceMatch{Name: pick(w, "svc0", "svc1"), Namespace: pick(w, "", "ns0")}}
 	}
+	if w.IntN(8) == 0 {
+		r.Destination = v1alpha1.EntityRule{Domains: []string{pick(w, "example.com", "*.example.com", "*.WWW.example.com.", "com")}, Ports: r.Destination.Ports}
+	}
 	if w.IntN(20) == 0 {
 		r.IPVersion = ptr.To[int32](5)
 	}
