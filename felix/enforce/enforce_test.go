@@ -377,6 +377,22 @@ func TestKernelFails(t *testing.T) {
 	}
 }
 
+// TestProblemsOfRefusal: what the kernel refuses closes, but for failsafes.
+func TestProblemsOfRefusal(t *testing.T) {
+	for _, tt := range []struct {
+		id   policy.PolicyID
+		want string
+	}{
+		{policy.PolicyID{Namespace: "prod", Name: "web"}, "NetworkPolicy prod/web: the kernel refuses it, so its pods are closed: no match"},
+		{policy.FailsafeID(), "Failsafe node: the kernel refuses it, so the node is open: no match"},
+	} {
+		e := &Enforcer{use: &inUse{Renderer: &fakeKernel{refused: map[policy.PolicyID]error{tt.id: errors.New("no match")}}}}
+		if got := e.problems(); len(got) != 1 || got[0] != tt.want {
+			t.Errorf("got %q, want %q", got, tt.want)
+		}
+	}
+}
+
 // TestConnectionsAreCut: those that a change denies, and no other.
 func TestConnectionsAreCut(t *testing.T) {
 	n := serving(t, lets("client", 1))

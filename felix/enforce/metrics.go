@@ -60,7 +60,7 @@ var (
 	endpointsDesc = prometheus.NewDesc("heliograph_policy_endpoints", "Pods of the node, by whether policy lets them talk at all: closed ones are unknown to the API.", []string{"state"}, nil)
 	policiesDesc  = prometheus.NewDesc("heliograph_policy_policies", "Policies that select pods of the node.", nil, nil)
 	setsDesc      = prometheus.NewDesc("heliograph_policy_sets", "Sets of addresses that those policies refer to.", nil, nil)
-	refusedDesc   = prometheus.NewDesc("heliograph_policy_refused", "Policies that the kernel does not take; their pods are closed.", nil, nil)
+	refusedDesc   = prometheus.NewDesc("heliograph_policy_refused", "Policies that the kernel does not take; their pods are closed, and hosts open if it is the failsafes.", nil, nil)
 	packetsDesc   = prometheus.NewDesc("heliograph_policy_rule_packets_total", "Packets that a rule matched: first packets of connections. The busiest rules only.", ruleLabels, nil)
 	bytesDesc     = prometheus.NewDesc("heliograph_policy_rule_bytes_total", "Bytes of those packets.", ruleLabels, nil)
 	ruleLabels    = []string{"kind", "namespace", "policy", "direction", "rule"}

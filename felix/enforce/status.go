@@ -63,7 +63,11 @@ func (e *Enforcer) problems() []string {
 		if len(out) > maxProblems {
 			break
 		}
-		out = append(out, id.String()+": the kernel refuses it, so its pods are closed: "+refused[id].Error())
+		what := "its pods are closed"
+		if id == policy.FailsafeID() {
+			what = "the node is open"
+		}
+		out = append(out, id.String()+": the kernel refuses it, so "+what+": "+refused[id].Error())
 	}
 	for _, p := range e.mistakes {
 		if e.state.Policies[p.Policy] != nil && len(out) <= 2*maxProblems {

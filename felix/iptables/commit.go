@@ -46,7 +46,11 @@ func (t *Table) refuse(id policy.PolicyID, err error) {
 // tellRefused logs which policies are refused, and were not before.
 func (t *Table) tellRefused(before map[policy.PolicyID]error) {
 	for id, err := range t.refused {
-		if before[id] == nil {
+		switch {
+		case before[id] != nil:
+		case id == policy.FailsafeID():
+			t.log.Error("the kernel refuses the failsafes: hosts' endpoints are open", "err", err)
+		default:
 			t.log.Error("the kernel refuses a policy: what it selects is closed", "policy", id.String(), "err", err)
 		}
 	}

@@ -233,7 +233,8 @@ func sameToEndpoints(a, b *policy.Policy) bool {
 // QueueResync makes the next Apply read the kernel, and repair what differs.
 func (t *Table) QueueResync() { t.stale = true }
 
-// Refused returns the policies that the kernel did not take: their pods are closed.
+// Refused returns the policies that the kernel did not take: their pods are closed. If it is the failsafes,
+// hosts are open.
 func (t *Table) Refused() map[policy.PolicyID]error { return maps.Clone(t.refused) }
 
 // Apply makes the kernel equal to what should be in force. If it fails the next Apply reads the kernel

@@ -113,7 +113,7 @@ func (t *Table) Update(d policy.Delta) {
 func (t *Table) QueueResync() { t.stale = true }
 
 // Refused returns the policies that the kernel does not take, and why. What they select is closed in the
-// directions that they apply to.
+// directions that they apply to; but hosts are open if it is their failsafes.
 func (t *Table) Refused() map[policy.PolicyID]error { return maps.Clone(t.refused) }
 
 // Apply makes the table what follows from the state. If it fails nothing has changed, and the next
@@ -274,18 +274,23 @@ func traitsOf(p *policy.Policy) traits {
 }
 
 func (t *Table) updatePolicy(id policy.PolicyID) {
-	delete(t.refused, id) // a new version has a new chance
+	_, refused := t.refused[id] // of failsafes, hosts' chains depend on that
+	delete(t.refused, id)       // a new version has a new chance
 	was, is := t.traits[id], traitsOf(t.state.Policies[id])
 	if is.exists {
 		t.traits[id] = is
 	} else {
 		delete(t.traits, id)
 	}
-	t.units.policyChanged(id, was == is)
+	t.units.policyChanged(id, was == is && !refused)
 }
 
 func (t *Table) refuse(id policy.PolicyID, err error) {
-	t.log.Error("policy refused, what it selects is closed", "policy", id, "error", err)
+	if id == policy.FailsafeID() {
+		t.log.Error("failsafes refused, so hosts' endpoints are open", "error", err)
+	} else {
+		t.log.Error("policy refused, what it selects is closed", "policy", id, "error", err)
+	}
 	t.refused[id] = err
 	t.units.policyChanged(id, false)
 }
