@@ -153,7 +153,7 @@ func (l *loader) makePod(i int) error {
 	}
 	ip4 := fmt.Sprintf("100.%d.%d.%d", 64+i>>16, i>>8&255, i&255)
 	return l.api.do(http.MethodPatch, fmt.Sprintf("%s/p%d/status", loadedPods, i), "application/merge-patch+json",
-		fmt.Sprintf(`{"status":{"podIPs":[{"ip":%[1]q},{"ip":"fd00:100::%[2]x"}],"podIP":%[1]q}}`, ip4, i+1))
+		fmt.Sprintf(`{"status":{"podIPs":[{"ip":%[1]q},{"ip":%[2]q}],"podIP":%[1]q}}`, ip4, fmt.Sprintf("fd00:100::%x:%x", 1+i>>16, i&0xffff)))
 }
 
 func (l *loader) makePolicy(i int) error {
