@@ -292,6 +292,7 @@ func (p *planner) set(s *setObject) {
 	var remove, add []Element
 	fresh := !s.inKernel || p.replace
 	if !fresh {
+		add = make([]Element, 0, len(s.pending)) // to grow to 100,000 would cost as much as all the rest
 		for e, in := range s.pending {
 			if in {
 				add = append(add, e)
@@ -329,6 +330,19 @@ func (p *planner) add(s Set, elements []Element, inert bool) {
 
 // partition separates the elements for which is holds.
 func partition(list []Element, is func(Element) bool) (yes, no []Element) {
+	n := 0
+	for _, e := range list {
+		if is(e) {
+			n++
+		}
+	}
+	switch n {
+	case len(list):
+		return list, nil
+	case 0:
+		return nil, list
+	}
+	yes, no = make([]Element, 0, n), make([]Element, 0, len(list)-n)
 	for _, e := range list {
 		if is(e) {
 			yes = append(yes, e)
