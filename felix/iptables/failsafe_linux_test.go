@@ -60,24 +60,14 @@ func closedNode(more []policy.Match, devices ...string) *policy.State {
 	return s
 }
 
-// atNode are packets to and from the node, by port 22 and another one.
-func atNode(l *policytest.Lab) (failsafe, other []policytest.Packet) {
-	for _, f := range both {
-		for _, p := range []policy.Protocol{policy.TCP, policy.UDP} {
-			failsafe = append(failsafe, l.Packet(policytest.Outside, policytest.Node, f, p, 22), l.Packet(policytest.Node, policytest.Outside, f, p, 22))
-			other = append(other, l.Packet(policytest.Outside, policytest.Node, f, p, 81), l.Packet(policytest.Node, policytest.Outside, f, p, 81))
-		}
-	}
-	return failsafe, other
-}
-
-// expect checks whether packets arrive.
-func expect(t *testing.T, l *policytest.Lab, when string, arrive bool, packets []policytest.Packet) {
-	t.Helper()
-	for i, at := range l.Pass(packets...) {
-		if (len(at) > 0) != arrive {
-			t.Errorf("%s: %s arrived at %s, want %t", when, packets[i], at, arrive)
-		}
+// following returns what brings a new driver from state to state.
+func following(t *testing.T, d *Table) (become func(*policy.State)) {
+	last := policy.NewState()
+	return func(s *policy.State) {
+		t.Helper()
+		d.Update(policytest.Diff(last, s))
+		apply(t, d)
+		last = s
 	}
 }
 
@@ -111,37 +101,31 @@ func refuseFailsafes(t *testing.T, v Variant, more []policy.Match, first bool, f
 		t.Fatal(err)
 	}
 	defer k.Close() //nolint:errcheck // a test's
-	failsafe, other := atNode(l)
+	failsafe, other := l.AtNode(22, 81)
 	h := &faulty{Handle: k}
 	d := New(h, slog.New(slog.DiscardHandler))
-	last := policy.NewState()
-	become := func(s *policy.State) {
-		t.Helper()
-		d.Update(policytest.Diff(last, s))
-		apply(t, d)
-		last = s
-	}
+	become := following(t, d)
 	if !first {
 		become(closedNode(nil, "out0", policy.AnyDevice))
-		expect(t, l, "before", true, failsafe)
-		expect(t, l, "before", false, other)
+		l.Expect("before", true, failsafe...)
+		l.Expect("before", false, other...)
 	}
 	h.restore, h.noSets = fault.restore, fault.noSets
 	become(closedNode(more, "out0", policy.AnyDevice))
-	expect(t, l, "refused", true, append(failsafe, other...))
+	l.Expect("refused", true, append(failsafe, other...)...)
 	next := closedNode(more, "out0", policy.AnyDevice)
 	deny := policy.PolicyID{Kind: policy.GlobalNetworkPolicy, Name: "deny"}
 	next.Policies[deny].Ingress = []policy.Rule{{ID: policy.RuleID{Policy: deny}, Action: policy.Deny}}
 	become(next)
-	expect(t, l, "refused, and a policy changes", true, append(failsafe, other...))
+	l.Expect("refused, and a policy changes", true, append(failsafe, other...)...)
 	if r := d.Refused(); len(r) != 1 || r[policy.FailsafeID()] == nil {
 		t.Errorf("refused %v; want the failsafes", r)
 	}
 	h.restore, h.noSets = "", false
 	d.QueueResync()
 	apply(t, d)
-	expect(t, l, "taken", true, failsafe)
-	expect(t, l, "taken", false, other)
+	l.Expect("taken", true, failsafe...)
+	l.Expect("taken", false, other...)
 	if r := d.Refused(); len(r) > 0 {
 		t.Errorf("refused %v", r)
 	}
@@ -152,15 +136,9 @@ func refuseFailsafes(t *testing.T, v Variant, more []policy.Match, first bool, f
 func TestHostsHaveNoGap(t *testing.T) {
 	const rounds = 10
 	variants(t, func(t *testing.T, v Variant) {
-		l, d := policytest.NewLab(t), open(t, v)
-		failsafe, other := atNode(l)
-		last := policy.NewState()
-		become := func(s *policy.State) {
-			t.Helper()
-			d.Update(policytest.Diff(last, s))
-			apply(t, d)
-			last = s
-		}
+		l := policytest.NewLab(t)
+		failsafe, other := l.AtNode(22, 81)
+		become := following(t, open(t, v))
 		become(policy.NewState())
 		states := closedStates()
 		flood := l.Flood(failsafe, nil)
@@ -173,7 +151,7 @@ func TestHostsHaveNoGap(t *testing.T) {
 		flood = l.Flood(failsafe, other)
 		for i := range 2 * rounds {
 			if i%7 == 3 {
-				d, last = open(t, v), policy.NewState()
+				become = following(t, open(t, v))
 			}
 			become(states[i%len(states)])
 		}

@@ -12,13 +12,18 @@ import (
 	"github.com/heliograph-dev/heliograph/policy"
 )
 
+// often is how many rounds a flood goes through: few where the machine is emulated.
+func often(n int) int {
+	if testing.Short() {
+		return 30
+	}
+	return n
+}
+
 // TestRestartsHaveNoGap: while drivers that know nothing take over again and again, nothing that is denied
 // gets through, and nothing that is allowed is lost.
 func TestRestartsHaveNoGap(t *testing.T) {
-	restarts := 300
-	if testing.Short() {
-		restarts = 30
-	}
+	restarts := often(300)
 	nettest.Run(t, func(t *testing.T) {
 		l, k := policytest.NewLab(t), open(t)
 		webOnly := func(more ...policy.Rule) builder {
@@ -52,10 +57,7 @@ func TestRestartsHaveNoGap(t *testing.T) {
 // TestDeletionHasNoGap: while the table comes and goes, as with a change of the dataplane, what it lets through is
 // not lost. A packet that is on its way must not find rules whose maps are empty already.
 func TestDeletionHasNoGap(t *testing.T) {
-	rounds := 300
-	if testing.Short() {
-		rounds = 30
-	}
+	rounds := often(300)
 	nettest.Run(t, func(t *testing.T) {
 		l, k := policytest.NewLab(t), open(t)
 		b := newBuilder()

@@ -41,27 +41,6 @@ func closedNode(failsafes ...uint16) builder {
 	return b
 }
 
-// atNode are packets to and from the node, by port 22 and another one.
-func atNode(l *policytest.Lab) (failsafe, other []policytest.Packet) {
-	for _, f := range []policy.Family{policy.IPv4, policy.IPv6} {
-		for _, p := range []policy.Protocol{policy.TCP, policy.UDP} {
-			failsafe = append(failsafe, l.Packet(policytest.Outside, policytest.Node, f, p, 22), l.Packet(policytest.Node, policytest.Outside, f, p, 22))
-			other = append(other, l.Packet(policytest.Outside, policytest.Node, f, p, 81), l.Packet(policytest.Node, policytest.Outside, f, p, 81))
-		}
-	}
-	return failsafe, other
-}
-
-// expect checks whether packets arrive.
-func expect(t *testing.T, l *policytest.Lab, when string, arrive bool, packets []policytest.Packet) {
-	t.Helper()
-	for i, at := range l.Pass(packets...) {
-		if (len(at) > 0) != arrive {
-			t.Errorf("%s: %s arrived at %s, want %t", when, packets[i], at, arrive)
-		}
-	}
-}
-
 // TestRefusedFailsafes: a kernel that does not take the failsafes leaves the node open, both ways, whatever
 // becomes of policies; closed, nobody could come and see. It is closed once it takes them.
 func TestRefusedFailsafes(t *testing.T) {
@@ -76,28 +55,28 @@ func TestRefusedFailsafes(t *testing.T) {
 
 func refuseFailsafes(t *testing.T, told, first bool) {
 	l, k := policytest.NewLab(t), &faulty{Handle: open(t)}
-	failsafe, other := atNode(l)
+	failsafe, other := l.AtNode(22, 81)
 	d := New(k, quiet())
 	if !first {
 		apply(t, d, closedNode().State)
-		expect(t, l, "before", true, failsafe)
-		expect(t, l, "before", false, other)
+		l.Expect("before", true, failsafe...)
+		l.Expect("before", false, other...)
 	}
 	k.fail = refusing(policy.FailsafeID(), told)
 	b := closedNode(23)
 	apply(t, d, b.State)
-	expect(t, l, "refused", true, append(failsafe, other...))
+	l.Expect("refused", true, append(failsafe, other...)...)
 	b = builder{&policy.State{Sets: b.Sets, Policies: maps.Clone(b.Policies), Endpoints: b.Endpoints}}
 	b.ingress("deny", policy.Rule{Action: policy.Deny})
 	apply(t, d, b.State)
-	expect(t, l, "refused, and a policy changes", true, append(failsafe, other...))
+	l.Expect("refused, and a policy changes", true, append(failsafe, other...)...)
 	if r := d.Refused(); len(r) != 1 || r[policy.FailsafeID()] == nil {
 		t.Errorf("refused %v; want the failsafes", r)
 	}
 	k.fail = nil
 	apply(t, d, closedNode(24).State)
-	expect(t, l, "taken", true, failsafe)
-	expect(t, l, "taken", false, other)
+	l.Expect("taken", true, failsafe...)
+	l.Expect("taken", false, other...)
 	if r := d.Refused(); len(r) > 0 {
 		t.Errorf("refused %v", r)
 	}
@@ -106,13 +85,10 @@ func refuseFailsafes(t *testing.T, told, first bool) {
 // TestHostsHaveNoGap: while a host's endpoint comes and goes, and while its policy changes, no packet to or from a
 // failsafe port is lost, and as long as it is closed nothing that is denied gets through.
 func TestHostsHaveNoGap(t *testing.T) {
-	rounds := 600
-	if testing.Short() {
-		rounds = 30
-	}
+	rounds := often(600)
 	nettest.Run(t, func(t *testing.T) {
 		l, k := policytest.NewLab(t), open(t)
-		failsafe, other := atNode(l)
+		failsafe, other := l.AtNode(22, 81)
 		d := New(k, quiet())
 		apply(t, d, newBuilder().State)
 		flood := l.Flood(failsafe, nil)

@@ -92,6 +92,28 @@ func (l *Lab) Pass(packets ...Packet) [][]End {
 	return out
 }
 
+// AtNode makes packets from the outside to the node and back, to each of two ports, of both families, by TCP and
+// UDP.
+func (l *Lab) AtNode(port, other uint16) (toPort, toOther []Packet) {
+	for _, f := range []policy.Family{policy.IPv4, policy.IPv6} {
+		for _, p := range []policy.Protocol{policy.TCP, policy.UDP} {
+			toPort = append(toPort, l.Packet(Outside, Node, f, p, port), l.Packet(Node, Outside, f, p, port))
+			toOther = append(toOther, l.Packet(Outside, Node, f, p, other), l.Packet(Node, Outside, f, p, other))
+		}
+	}
+	return toPort, toOther
+}
+
+// Expect sends packets, and reports as errors those that arrive and should not, or the other way round.
+func (l *Lab) Expect(when string, arrive bool, packets ...Packet) {
+	l.t.Helper()
+	for i, at := range l.Pass(packets...) {
+		if (len(at) > 0) != arrive {
+			l.t.Errorf("%s: %s arrived at %s, want %t", when, packets[i], at, arrive)
+		}
+	}
+}
+
 // Flood begins a flood between pods and the outside. The rules must be in force already.
 func (l *Lab) Flood(allowed, denied []Packet) *Flood {
 	f := &Flood{

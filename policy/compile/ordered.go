@@ -335,7 +335,7 @@ func (r *reader) domains(d policy.Direction, rule *v1alpha1.Rule, m *policy.Matc
 	if d != policy.Egress || rule.Action != v1alpha1.RuleAllow {
 		r.errs = append(r.errs, field.Forbidden(at, "only egress rules that allow have names of domains"))
 	}
-	if e.Selector != "" || e.NotSelector != "" || e.NamespaceSelector != "" || e.ServiceAccounts != nil || e.Services != nil || len(e.Nets)+len(e.NotNets) > 0 {
+	if e.Services != nil || saysWho(e) {
 		r.errs = append(r.errs, field.Forbidden(at, "names of domains exclude all other conditions on the same end but ports"))
 	}
 	var named policy.Addresses
@@ -348,10 +348,14 @@ func (r *reader) domains(d policy.Direction, rule *v1alpha1.Rule, m *policy.Matc
 
 // alone refuses conditions beside a service: its endpoints and other ports would be alternatives.
 func (r *reader) alone(e *v1alpha1.EntityRule, path *field.Path) {
-	if e.Selector != "" || e.NotSelector != "" || e.NamespaceSelector != "" || e.ServiceAccounts != nil ||
-		len(e.Nets)+len(e.NotNets)+len(e.Ports)+len(e.NotPorts) > 0 {
+	if saysWho(e) || len(e.Ports)+len(e.NotPorts) > 0 {
 		r.errs = append(r.errs, field.Forbidden(path, "a service excludes all other conditions on the same end"))
 	}
+}
+
+// saysWho says whether an end has conditions on whose address it is, other than a service and names.
+func saysWho(e *v1alpha1.EntityRule) bool {
+	return e.Selector != "" || e.NotSelector != "" || e.NamespaceSelector != "" || e.ServiceAccounts != nil || len(e.Nets)+len(e.NotNets) > 0
 }
 
 func (r *reader) serviceID(s *v1alpha1.ServiceMatch, path *field.Path) policy.EndpointID {

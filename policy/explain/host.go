@@ -73,10 +73,8 @@ func (c *Cluster) failsafes(node string) compile.Failsafes {
 
 func (c *Cluster) bgpPorts() []uint16 {
 	var config v1alpha1.BGPConfigurationSpec
-	for _, o := range of[*v1alpha1.BGPConfiguration](c, "BGPConfiguration") {
-		if o.Name == v1alpha1.DefaultName {
-			config = o.Spec
-		}
+	if o, ok := c.objects["BGPConfiguration"][Ref{Kind: "BGPConfiguration", Name: v1alpha1.DefaultName}].(*v1alpha1.BGPConfiguration); ok {
+		config = o.Spec
 	}
 	var peers []v1alpha1.BGPPeer
 	for _, o := range of[*v1alpha1.BGPPeer](c, "BGPPeer") {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/heliograph-dev/heliograph/bgp"
 	"github.com/heliograph-dev/heliograph/bgp/speaker"
+	"github.com/heliograph-dev/heliograph/internal/logtest"
 	"github.com/heliograph-dev/heliograph/internal/nettest"
 )
 
@@ -263,10 +264,7 @@ func kernel(t *testing.T) string {
 }
 
 // monitor records what happens to the router's kernel routes.
-type monitor struct {
-	mu  sync.Mutex
-	out strings.Builder
-}
+type monitor struct{ logtest.Buffer }
 
 func watchKernel(t *testing.T) *monitor {
 	t.Helper()
@@ -288,18 +286,6 @@ func watchKernel(t *testing.T) *monitor {
 		return fmt.Sprint(strings.Contains(m.String(), "198.51.100.0/24"))
 	}, "true")
 	return m
-}
-
-func (m *monitor) Write(p []byte) (int, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.out.Write(p)
-}
-
-func (m *monitor) String() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.out.String()
 }
 
 // deleted lists the deletions of our routes.
